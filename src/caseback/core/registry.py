@@ -1,0 +1,56 @@
+"""What upper rooms offer to lower ones and to third parties, found by name and imported only when used.
+
+An offer is a string `"module:attribute"`, so registering costs nothing. Packages outside add theirs through one entry-point group,
+`caseback`: each entry point names a function that is called with `register`. A plugin that fails is reported as a warning and left out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import warnings
+from functools import cache
+from typing import Any
+
+from caseback.core.errors import CasebackError
+
+__all__ = ["get", "names", "register"]
+
+GROUP = "caseback"
+
+_OFFERS: dict[tuple[str, str], str] = {
+    ("view", "circuit"): "caseback.show.report:fragment",
+    ("method", "circuit"): "caseback.study.circuit:METHOD",
+}
+
+
+def register(kind: str, name: str, target: str) -> None:
+    """Offer `target` ("module:attribute") as `name` of a `kind` ("view", "method", "task")."""
+    if ":" not in target:
+        raise CasebackError(f"cannot register {kind} {name!r}: the target {target!r} is not of the form 'module:attribute'")
+    _OFFERS[kind, name] = target
+
+
+@cache
+def _plugins() -> None:
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        try:
+            entry.load()(register)
+        except Exception as error:  # a broken plugin must not break its host
+            warnings.warn(f"the caseback plugin {entry.name!r} was left out: {error}", stacklevel=2)
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """All names offered for a kind, sorted."""
+    _plugins()
+    return tuple(sorted(name for k, name in _OFFERS if k == kind))
+
+
+def get(kind: str, name: str) -> Any:
+    """Import and return what is offered as `name` of a `kind`; raises CasebackError with the names that exist."""
+    _plugins()
+    target = _OFFERS.get((kind, name))
+    if target is None:
+        raise CasebackError(f"there is no {kind} {name!r}; there are: {', '.join(names(kind)) or 'none'}")
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)
