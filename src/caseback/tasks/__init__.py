@@ -1,1 +1,31 @@
-"""caseback.tasks"""
+"""The question: pairs of prompts with named spans, the metrics they are judged by, and a library of them."""
+
+from caseback.tasks.check import check
+from caseback.tasks.encode import LanguageModel, PairBatch, encode
+from caseback.tasks.metrics import kl, logit_diff, metric_of, prob_diff, right, top1, top1_agree
+from caseback.tasks.pair import Pair
+from caseback.tasks.schema import BOS, Schema, Span, apply_pieces, problems, token_ranges
+from caseback.tasks.task import Check, Task
+
+__all__ = [
+    "BOS",
+    "Check",
+    "LanguageModel",
+    "Pair",
+    "PairBatch",
+    "Schema",
+    "Span",
+    "Task",
+    "apply_pieces",
+    "check",
+    "encode",
+    "kl",
+    "logit_diff",
+    "metric_of",
+    "prob_diff",
+    "problems",
+    "right",
+    "token_ranges",
+    "top1",
+    "top1_agree",
+]
