@@ -1,1 +1,62 @@
-"""caseback.evidence"""
+"""The arithmetic of belief: intervals, splits, rank statistics and curves. NumPy only; no method, no model, no page."""
+
+from __future__ import annotations
+
+from caseback.evidence.curves import Area, cmd, cpr, curve_interval
+from caseback.evidence.intervals import (
+    Interval,
+    Resampling,
+    bootstrap,
+    difference_interval,
+    faithfulness,
+    faithfulness_difference_intervals,
+    faithfulness_intervals,
+    mean_interval,
+    mean_intervals,
+    ratio_interval,
+    ratio_intervals,
+)
+from caseback.evidence.ranks import (
+    Agreement,
+    agreement,
+    kendall,
+    pearson,
+    rank_overlap,
+    ranks,
+    sign_agreement,
+    spearman,
+    top,
+    top_difference,
+    top_recall,
+)
+from caseback.evidence.splits import split
+
+__all__ = [
+    "Agreement",
+    "Area",
+    "Interval",
+    "Resampling",
+    "agreement",
+    "bootstrap",
+    "cmd",
+    "cpr",
+    "curve_interval",
+    "difference_interval",
+    "faithfulness",
+    "faithfulness_difference_intervals",
+    "faithfulness_intervals",
+    "kendall",
+    "mean_interval",
+    "mean_intervals",
+    "pearson",
+    "rank_overlap",
+    "ranks",
+    "ratio_interval",
+    "ratio_intervals",
+    "sign_agreement",
+    "spearman",
+    "split",
+    "top",
+    "top_difference",
+    "top_recall",
+]
