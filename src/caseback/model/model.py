@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caseback.core.errors import FamilyError, TaskError
+from caseback.core.provenance import Source
 from caseback.model import grad as _grad
 from caseback.model import run as _run
 from caseback.model import sweep as _sweep
@@ -25,17 +26,6 @@ from caseback.model.sites import Site
 from caseback.model.taps import site_layers
 
 __all__ = ["Cost", "Model", "Source"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What was loaded."""
-
-    id: str
-    """Hub id, folder, file, or a name for a model made in memory."""
-    revision: str | None = None
-    files: Mapping[str, str] | None = None
-    """File name → SHA-256."""
 
 
 @dataclass
