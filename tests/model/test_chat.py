@@ -49,7 +49,10 @@ def says(document: Any, status: int = 200, **headers: str) -> Behaviour:
 
 
 def good(text: Any = "fine", **more: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}], **more}
+    return {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        **more,
+    }
 
 
 class Stage:
@@ -95,9 +98,12 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_an_endpoint_is_asked_and_answers(stage: Stage) -> None:
     endpoint = stage.endpoint(says(good("fine", usage={"prompt_tokens": 7, "completion_tokens": 1})))
     reply = endpoint.ask(HELLO, max_tokens=11, temperature=0.5, seed=3)
-    assert reply.text == "fine" and reply.usage == Usage(prompt_tokens=7, completion_tokens=1) and not reply.truncated
+    assert reply.text == "fine"
+    assert reply.usage == Usage(prompt_tokens=7, completion_tokens=1)
+    assert not reply.truncated
     path, headers, body = stage.seen[0]
-    assert path == "/v1/chat/completions" and "Authorization" not in headers
+    assert path == "/v1/chat/completions"
+    assert "Authorization" not in headers
     assert body == {
         "model": "m",
         "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "well?"}],
@@ -110,20 +116,44 @@ def test_an_endpoint_is_asked_and_answers(stage: Stage) -> None:
 
 @pytest.mark.parametrize(
     ("base", "path"),
-    [("", "/v1/chat/completions"), ("/", "/v1/chat/completions"), ("/v1", "/v1/chat/completions"), ("/v1/", "/v1/chat/completions"), ("/api/v4", "/api/v4/chat/completions"), ("/x/chat/completions", "/x/chat/completions")],
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/v1", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("/api/v4", "/api/v4/chat/completions"),
+        ("/x/chat/completions", "/x/chat/completions"),
+    ],
 )
 def test_the_address_may_be_short_or_whole(base: str, path: str) -> None:
     assert Endpoint(base_url="http://host:1" + base, model="m").url == "http://host:1" + path
 
 
-@pytest.mark.parametrize("base", ["host:80", "ftp://host", "http://", "http://host:port", "http://u:p@host", "http://host/v1?key=1", "http://a b", "http://hé"])
+@pytest.mark.parametrize(
+    "base",
+    [
+        "host:80",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://u:p@host",
+        "http://host/v1?key=1",
+        "http://a b",
+        "http://hé",
+    ],
+)
 def test_an_address_that_cannot_be_used_is_refused_at_once(base: str) -> None:
     with pytest.raises(EndpointError):
         Endpoint(base_url=base, model="m")
 
 
 def test_the_key_comes_from_the_environment_and_is_kept_nowhere(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    endpoint = stage.endpoint(says(good()), says({"error": f"bad request with {KEY}\x1b[31m"}, 400), says({"error": KEY}, 401), api_key_env="CASEBACK_TEST_KEY")
+    endpoint = stage.endpoint(
+        says(good()),
+        says({"error": f"bad request with {KEY}\x1b[31m"}, 400),
+        says({"error": KEY}, 401),
+        api_key_env="CASEBACK_TEST_KEY",
+    )
     monkeypatch.delenv("CASEBACK_TEST_KEY", raising=False)
     with pytest.raises(EndpointError, match="CASEBACK_TEST_KEY .*not set"):
         endpoint.ask(HELLO, max_tokens=1)
@@ -135,7 +165,8 @@ def test_the_key_comes_from_the_environment_and_is_kept_nowhere(stage: Stage, mo
     with pytest.raises(EndpointError, match="refused the key in CASEBACK_TEST_KEY") as refused:
         endpoint.ask(HELLO, max_tokens=1)
     for text in (repr(endpoint), endpoint.name, str(echoed.value), str(refused.value)):
-        assert KEY not in text and "\x1b" not in text
+        assert KEY not in text
+        assert "\x1b" not in text
     monkeypatch.setenv("CASEBACK_TEST_KEY", "two\nlines")
     with pytest.raises(EndpointError, match="characters that no HTTP header"):
         endpoint.ask(HELLO, max_tokens=1)
@@ -148,9 +179,14 @@ def test_without_a_key_a_401_says_what_to_do(stage: Stage) -> None:
 
 def test_a_busy_server_is_asked_again_after_the_pause_it_wants(stage: Stage, naps: list[float]) -> None:
     date = email.utils.formatdate(time.time() + 30, usegmt=True)
-    endpoint = stage.endpoint(says({}, 429, Retry_After="7"), says({}, 429, Retry_After=date), says({}, 503), says(good()), retries=3)
+    endpoint = stage.endpoint(
+        says({}, 429, Retry_After="7"), says({}, 429, Retry_After=date), says({}, 503), says(good()), retries=3
+    )
     assert endpoint.ask(HELLO, max_tokens=1).text == "fine"
-    assert naps[0] == 7 and 25 < naps[1] <= 31 and naps[2] == 4 and len(stage.seen) == 4
+    assert naps[0] == 7
+    assert 25 < naps[1] <= 31
+    assert naps[2] == 4
+    assert len(stage.seen) == 4
 
 
 @pytest.mark.parametrize("senseless", ["soon", "nan", "-3"])
@@ -163,19 +199,22 @@ def test_a_senseless_pause_does_not_hang(stage: Stage, naps: list[float], sensel
 def test_a_pause_too_long_is_reported_instead_of_waited_for(stage: Stage, naps: list[float], long: str) -> None:
     with pytest.raises(EndpointError, match="asks for a pause"):
         stage.endpoint(says({}, 429, Retry_After=long), retries=5).ask(HELLO, max_tokens=1)
-    assert not naps and len(stage.seen) == 1
+    assert not naps
+    assert len(stage.seen) == 1
 
 
 def test_retries_are_bounded(stage: Stage, naps: list[float]) -> None:
     with pytest.raises(EndpointError, match="status 500 .the server failed.: .*boom"):
         stage.endpoint(says({"error": "boom"}, 500), retries=2).ask(HELLO, max_tokens=1)
-    assert len(stage.seen) == 3 and naps == [1, 2]
+    assert len(stage.seen) == 3
+    assert naps == [1, 2]
 
 
 def test_a_wrong_request_is_not_repeated(stage: Stage, naps: list[float]) -> None:
     with pytest.raises(EndpointError, match="404 .no such address or model.: model m is unknown"):
         stage.endpoint(says(b"model m\nis unknown", 404), retries=5).ask(HELLO, max_tokens=1)
-    assert len(stage.seen) == 1 and not naps
+    assert len(stage.seen) == 1
+    assert not naps
 
 
 def test_nobody_listens() -> None:
@@ -238,7 +277,9 @@ def test_a_broken_connection_is_one_sentence(stage: Stage) -> None:
     with pytest.raises(EndpointError, match="broke off"):
         stage.endpoint(half).ask(HELLO, max_tokens=1)
     with pytest.raises(EndpointError, match="did not speak HTTP"):
-        stage.endpoint(lambda handler: handler.wfile.write(b"no protocol at all\r\n\r\n") and None).ask(HELLO, max_tokens=1)
+        stage.endpoint(lambda handler: handler.wfile.write(b"no protocol at all\r\n\r\n") and None).ask(
+            HELLO, max_tokens=1
+        )
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -247,7 +288,9 @@ def test_no_redirect_is_followed(stage: Stage, status: int, monkeypatch: pytest.
     other = Stage()
     try:
         other.endpoint(says(good("from elsewhere")))
-        endpoint = stage.endpoint(says({}, status, Location=other.url + "/v1/chat/completions"), api_key_env="CASEBACK_TEST_KEY")
+        endpoint = stage.endpoint(
+            says({}, status, Location=other.url + "/v1/chat/completions"), api_key_env="CASEBACK_TEST_KEY"
+        )
         with pytest.raises(EndpointError, match="redirects to .*no redirect is followed"):
             endpoint.ask(HELLO, max_tokens=1)
         assert not other.seen
@@ -286,7 +329,9 @@ def test_malformed_answers_are_one_sentence(stage: Stage, answer: Any, sentence:
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": "many"}, {"prompt_tokens": -1, "completion_tokens": True}])
+@pytest.mark.parametrize(
+    "usage", [None, [], {"prompt_tokens": "many"}, {"prompt_tokens": -1, "completion_tokens": True}]
+)
 def test_a_usage_that_makes_no_sense_is_unknown(stage: Stage, usage: Any) -> None:
     assert stage.endpoint(says(good(usage=usage))).ask(HELLO, max_tokens=1).usage == Usage()
 
@@ -304,7 +349,8 @@ def test_bounds_of_an_endpoint_are_checked() -> None:
 
 def test_a_script_answers_in_order_and_ends() -> None:
     script = Scripted(["one", " "])
-    assert script.ask(HELLO, max_tokens=1).text == "one" and script.asked == [tuple(HELLO)]
+    assert script.ask(HELLO, max_tokens=1).text == "one"
+    assert script.asked == [tuple(HELLO)]
     with pytest.raises(EndpointError, match="empty"):
         script.ask(HELLO, max_tokens=1)
     with pytest.raises(EndpointError, match="2 answers"):
