@@ -50,7 +50,7 @@ class Model:
         self.blocks: nn.ModuleList = self.module(self.family.blocks)  # type: ignore[assignment]
         self.n_layers = len(self.blocks)
         self.n_heads = int(self._config("num_attention_heads", "n_head", "n_heads", "num_heads"))
-        self.n_kv_heads = int(self._config("num_key_value_heads", "num_kv_heads", default=self.n_heads) or self.n_heads)
+        self.n_kv_heads = self.family.kv_heads or int(self._config("num_key_value_heads", "num_kv_heads", default=self.n_heads) or self.n_heads)
         self.d_model = int(self._config("hidden_size", "n_embd", "d_model"))
         self.d_vocab = int(self.config.vocab_size)
         self.write_scale = float(getattr(self.config, self.family.write_scale)) if self.family.write_scale else 1.0

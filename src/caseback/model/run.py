@@ -149,6 +149,8 @@ def execute(
     def noting(key: Key, tap: Tap) -> Tap:
         def noted(value: Tensor) -> Tensor:
             reached.add(key)
+            if value.ndim == 2:  # OPT and Llama 4 run their MLP on all tokens side by side
+                return tap(value.unflatten(0, (batch.n, -1))).flatten(0, 1)
             return tap(value)
 
         return noted

@@ -145,7 +145,7 @@ def _attend(call: AttentionCall, taps: Mapping[Key, Tap]) -> tuple[Tensor, Tenso
         new = tap(pattern)
         if new is not pattern:
             group = pattern.shape[1] // v.shape[1]
-            z = (new.to(v.dtype) @ v.repeat_interleave(group, dim=1)).transpose(1, 2)
+            z = (new.to(v.dtype) @ v.repeat_interleave(group, dim=1)).transpose(1, 2).contiguous()
             pattern = new
     return z, pattern
 

@@ -1,0 +1,440 @@
+"""The accounting identities: equations that hold on a model exactly when its family's row is right.
+
+A row of the table is a claim about a model file: these modules write, those read, this happens to the logits. Every claim is an equation between tensors of
+one forward (or backward) pass, so `check(model)` needs no reference implementation and no opinion: it runs a few random prompts of different lengths and reports, for each
+identity, the largest error relative to the scale of the quantity. An identity that a family cannot have (no attention interface, a gate) is skipped with the reason; a row is
+right when nothing fails. Upper rooms add identities of their own through the registry (kind "check").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caseback.core import registry
+from caseback.core.errors import CasebackError, FamilyError
+from caseback.model.batch import Batch
+from caseback.model.edits import Call, Scale
+from caseback.model.families import FAMILIES, Family, family_of
+from caseback.model.hooks import Hooks, module_at
+from caseback.model.model import Model
+from caseback.model.run import execute
+from caseback.model.taps import ATTENTION_SITES, Key, Tap
+
+__all__ = ["Identity", "Report", "check", "family_for"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """One equation and how nearly it held."""
+
+    name: str
+    equation: str
+    error: float | None = None
+    """Largest absolute difference over the root mean square of the quantity; None where skipped."""
+    tolerance: float = 0.0
+    skipped: str = ""
+    """Why it was not tried; empty when it was."""
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.skipped) or (self.error is not None and self.error <= self.tolerance)
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"-    {self.name:<12} {self.equation}: skipped, {self.skipped}"
+        return f"{'ok  ' if self.passed else 'FAIL'} {self.name:<12} {self.equation}: error {self.error:.1e} (tolerance {self.tolerance:.0e})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All identities of a model."""
+
+    model: str
+    family: Family
+    identities: tuple[Identity, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(identity.passed for identity in self.identities)
+
+    @property
+    def failed(self) -> tuple[Identity, ...]:
+        return tuple(identity for identity in self.identities if not identity.passed)
+
+    def __getitem__(self, name: str) -> Identity:
+        for identity in self.identities:
+            if identity.name == name:
+                return identity
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.model} ({self.family.name}{', guessed' if self.family.guessed else ''})",
+                *map(str, self.identities),
+            ]
+        )
+
+
+class _Skip(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by an identity the family cannot have; holds the reason."""
+
+
+def check(model: Model, *, seed: int = 0) -> Report:
+    """Try every identity on random prompts of 10, 7 and 9 tokens.
+
+    >>> from caseback.zoo.tiny import tiny
+    >>> check(Model(tiny("llama"))).passed
+    True
+    """
+    batch = _prompts(model, seed)
+    tolerance = _tolerance(model)
+    found = []
+    for name, (equation, measure) in _IDENTITIES.items():
+        try:
+            found.append(Identity(name=name, equation=equation, error=measure(model, batch), tolerance=tolerance))
+        except _Skip as skip:
+            found.append(Identity(name=name, equation=equation, skipped=str(skip)))
+    for offer in registry.names("check"):
+        found.extend(registry.get("check", offer)(model, seed=seed))
+    return Report(model=model.name, family=model.family, identities=tuple(found))
+
+
+def family_for(hf: Any) -> Family:
+    """The row of a transformers model: from the table, or else guessed and then held to the identities.
+
+    Raises FamilyError when the guess finds no place for a part, or when an identity fails on the guessed row.
+    """
+    from caseback.model.guess import guess
+
+    config = hf.config.get_text_config()
+    if config.model_type in FAMILIES:
+        return family_of(config)
+    row = guess(hf)
+    try:
+        failed = check(Model(hf, family=row)).failed
+    except CasebackError as error:
+        raise FamilyError(
+            f"model type {config.model_type!r} has no row in the table of families, and a guessed one does not fit: {error}"
+        ) from error
+    if failed:
+        names = ", ".join(f"{identity.name} (error {identity.error:.0e})" for identity in failed)
+        raise FamilyError(
+            f"model type {config.model_type!r} has no row in the table of families, and a guessed one fails the identities {names}; add a row (docs: families)"
+        )
+    return row
+
+
+def _prompts(model: Model, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    low = min(3, model.d_vocab - 1)
+    rows = [torch.randint(low, model.d_vocab, (length,), generator=generator).tolist() for length in (10, 7, 9)]
+    return Batch.pad(rows).to(model.device)
+
+
+def _tolerance(model: Model) -> float:
+    """Round-off, by the model's dtype; a float64 model still has float32 norms and softmax in transformers."""
+    return 1e-5 if model.hf.dtype in (torch.float32, torch.float64) else 0.05
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    if found.shape != wanted.shape:
+        raise FamilyError(
+            f"two sides of an identity have shapes {tuple(found.shape)} and {tuple(wanted.shape)}: the family's row does not fit"
+        )
+    scale = wanted.detach().float().square().mean().sqrt().item()
+    worst = (found - wanted).detach().float().abs().max().item()
+    return worst / (scale or 1.0) if worst == worst else float("inf")
+
+
+def _capture(
+    model: Model, batch: Batch, keys: Iterable[Key], *, grad: bool = False
+) -> tuple[dict[Key, Tensor], Tensor]:
+    """Values of whole sites in one run, and all its logits (the last ones with `grad`)."""
+    values: dict[Key, Tensor] = {}
+
+    def tap(key: Key) -> Tap:
+        def visit(value: Tensor) -> Tensor:
+            # with gradients, each place becomes a node of its own: a norm's output read by attention and by the MLP is one tensor and two places
+            values[key] = value.view_as(value) if grad else value.clone()
+            return values[key] if grad else value
+
+        return visit
+
+    logits = execute(model, batch, {key: tap(key) for key in keys}, logits="last" if grad else "all", grad=grad)
+    assert logits is not None
+    return values, logits
+
+
+def _needs(model: Model, condition: bool, reason: str) -> None:
+    if not condition:
+        raise _Skip(model.family.why_not or reason)
+
+
+# --- the identities ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _residual(model: Model, batch: Batch) -> float:
+    family, layers = model.family, range(model.n_layers)
+    extra: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    names = [name for name in ("resid_pre", "attn_out", "mlp_out", "resid_post") if model.site_layers[name]]
+    with Hooks() as hooks:
+        for layer in layers:
+            for path in family.writes[2:]:
+                if (module := module_at(model.blocks[layer], path)) is not None:
+                    hooks.out_of(module, _keep(extra[layer]))
+        values, _ = _capture(model, batch, [(name, layer) for name in names for layer in model.site_layers[name]])
+    errors = []
+    for layer in layers:
+        stream = values["resid_pre", layer]
+        writes = [values[name, layer] for name in ("attn_out", "mlp_out") if (name, layer) in values]
+        total = (
+            stream
+            + sum(write.view_as(stream) for write in writes)
+            + sum(write * model.write_scale for write in extra[layer])
+        )
+        if family.post_scale:
+            total = total * getattr(model.blocks[layer], family.post_scale)
+        errors.append(_error(total, values["resid_post", layer]))
+        if layer + 1 < model.n_layers:
+            errors.append(_error(values["resid_post", layer], values["resid_pre", layer + 1]))
+    return max(errors)
+
+
+def _keep(where: list[Tensor]) -> Tap:
+    def visit(value: Tensor) -> Tensor:
+        where.append(value.clone())
+        return value
+
+    return visit
+
+
+def _readers(model: Model, batch: Batch) -> float:
+    """Whether what attention and the MLP read is the norm of the stream, and down_proj makes the MLP's output."""
+    family = model.family
+    names = [
+        name
+        for name in ("resid_pre", "resid_mid", "attn_in", "mlp_in", "mlp_hidden", "mlp_out")
+        if model.site_layers[name]
+    ]
+    inputs: dict[int, list[Tensor]] = {layer: [] for layer in range(model.n_layers)}
+    with Hooks() as hooks:
+        for layer in model.site_layers["mlp_out"]:
+            writer = module_at(model.blocks[layer], family.writes[1])
+            assert writer is not None
+            hooks.into(writer, _keep(inputs[layer]))
+        values, _ = _capture(model, batch, [(name, layer) for name in names for layer in model.site_layers[name]])
+    errors = []
+    for (name, layer), value in values.items():
+        block, stream = model.blocks[layer], values["resid_pre", layer]
+        if name == "attn_in":
+            errors.append(_error(_apply(block, family.attn_norm, stream), value))
+        elif name == "mlp_in" and family.mlp_norm != "":
+            if not family.parallel:
+                stream = values["resid_mid", layer]
+            errors.append(_error(_apply(block, family.mlp_norm, stream).view_as(value), value))
+        elif name == "mlp_hidden":
+            made = _apply(block, family.down_proj, value)
+            added, (entering,) = values["mlp_out", layer], inputs[layer]
+            candidates = [other for other in (added / model.write_scale, entering) if other.shape == made.shape]
+            errors.append(min(_error(made, other) for other in candidates))
+    return max(errors)
+
+
+def _apply(block: nn.Module, path: str | None, value: Tensor) -> Tensor:
+    module = module_at(block, path) if path else None
+    if module is None:
+        return value
+    with torch.no_grad():
+        return module(value)
+
+
+def _heads(model: Model, batch: Batch) -> float:
+    """Each head's part of the output is its slice of z through its columns of o_proj, by linearity: o_proj(z_h alone) - o_proj(0)."""
+    layers = model.site_layers["z"]
+    _needs(model, bool(layers), "it has no attention heads")
+    out: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    with Hooks() as hooks:
+        for layer in layers:
+            o_proj = model.o_proj(layer)
+            assert o_proj is not None
+            hooks.out_of(o_proj, _keep(out[layer]))
+        values, _ = _capture(model, batch, [("z", layer) for layer in layers])
+    errors = []
+    for layer in layers:
+        z, o_proj = values["z", layer], model.o_proj(layer)
+        assert o_proj is not None
+        alone = z.unsqueeze(0) * torch.eye(model.n_heads, dtype=z.dtype, device=z.device)[:, None, None, :, None]
+        with torch.no_grad():
+            nothing = o_proj(torch.zeros_like(z).flatten(-2))
+            errors.append(
+                _error((o_proj(alone.flatten(-2)) - nothing).sum(dim=0) + nothing, out[layer][0].view_as(nothing))
+            )
+    return max(errors)
+
+
+def _values(model: Model, batch: Batch) -> float:
+    family, layers = model.family, model.site_layers["pattern"]
+    _needs(model, bool(layers), "its model file does not call the attention interface")
+    _needs(model, family.plain_heads, "something lies between its attention and its output projection")
+    values, _ = _capture(model, batch, [(name, layer) for name in ("pattern", "v", "z") for layer in layers])
+    errors = []
+    for layer in layers:
+        pattern, v, z = (values[name, layer] for name in ("pattern", "v", "z"))
+        v = v.repeat_interleave(model.n_heads // model.n_kv_heads, dim=2)
+        errors.append(_error(torch.einsum("bhts,bshd->bthd", pattern.to(v.dtype), v), z))
+    return max(errors)
+
+
+def _logits(model: Model, batch: Batch) -> float:
+    values, logits = _capture(
+        model, batch, [("resid_post", model.n_layers - 1), ("resid_final", None), ("final_norm_out", None)]
+    )
+    family, config = model.family, model.config
+    normed = values["final_norm_out", None]
+    with torch.no_grad():
+        made = model.module(family.unembed)(normed)
+        again = model.module(family.final_norm)(values["resid_final", None])
+    if family.logit_multiplier:
+        made = made * getattr(config, family.logit_multiplier)
+    if family.logit_divisor:
+        made = made / getattr(config, family.logit_divisor)
+    if family.logit_softcap and (cap := getattr(config, family.logit_softcap)):
+        made = torch.tanh(made / cap) * cap
+    return max(
+        _error(made, logits),
+        _error(again, normed),
+        _error(values["resid_post", model.n_layers - 1], values["resid_final", None]),
+    )
+
+
+def _gradient(model: Model, batch: Batch) -> float:
+    """dM/d resid_pre = dM/d attn_out + local VJPs of q, k and v (+ the MLP's, where it reads the same stream)."""
+    family, layers = model.family, model.site_layers["q"]
+    _needs(model, bool(layers), "its model file does not call the attention interface")
+    _needs(model, family.gradients, "q, k and v are not all that reads the stream")
+    names = ["resid_pre", "attn_out", "q", "k", "v", *(["mlp_in"] if family.parallel else [])]
+    keys = [(name, layer) for layer in layers for name in names]
+    values, logits = _capture(model, batch, keys, grad=True)
+    metric = (logits[:, 0] - logits[:, 1]).sum()
+    total = dict(zip(keys, torch.autograd.grad(metric, [values[key] for key in keys], retain_graph=True), strict=True))
+    errors = []
+    for layer in layers:
+        readers: list[Key] = [(name, layer) for name in names[2:]]
+        stream = values["resid_pre", layer]
+        local = torch.autograd.grad(
+            [values[r] for r in readers], stream, [total[r] for r in readers], retain_graph=True
+        )[0]
+        errors.append(_error(total["attn_out", layer] + local, total["resid_pre", layer]))
+    return max(errors)
+
+
+def _attention(model: Model, batch: Batch) -> float:
+    layers = model.site_layers["q"]
+    _needs(model, bool(layers), "its model file does not call the attention interface")
+    before = model.hf.config._attn_implementation
+    default = model.logits(batch)
+    registered = execute(model, batch, {("q", layers[0]): lambda value: value})
+    assert registered is not None
+    try:
+        model.hf.set_attn_implementation("eager")
+        eager = model.logits(batch)
+    finally:
+        model.hf.set_attn_implementation(before)
+    return max(_error(registered, eager), _error(registered, default))
+
+
+def _alone(model: Model, batch: Batch) -> Tensor:
+    return torch.cat([model.logits(batch[[row]]) for row in range(batch.n)])
+
+
+def _right(model: Model, batch: Batch) -> float:
+    return _error(model.logits(batch), _alone(model, batch))
+
+
+def _left(model: Model, batch: Batch) -> float:
+    _needs(model, model.family.left_padding, "its positions count padding on the left")
+    rows = [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    return _error(model.logits(Batch.pad(rows, side="left").to(model.device)), _alone(model, batch))
+
+
+def _sites(model: Model, batch: Batch) -> float:
+    """Every site is reached (or the run raises) and has its declared axes."""
+    run = model.run(batch, read=model.sites())
+    wrong = []
+    for site in model.sites():
+        shape = run[site].shape
+        heads = model.heads.get(site.kind.heads)
+        expected = (heads,) if site.name == "pattern" else batch.ids.shape[1:] + ((heads,) if heads else ())
+        if (
+            shape[:1] != batch.ids.shape[:1]
+            or tuple(shape[1 : 1 + len(expected)]) != tuple(expected)
+            or len(shape) != site.kind.shape.count(" ") + 1
+        ):
+            wrong.append(f"{site} {tuple(shape)}")
+    if wrong:
+        raise FamilyError(f"sites of a wrong shape in {model.family.name}: {', '.join(wrong)}")
+    return 0.0
+
+
+def _edits(model: Model, batch: Batch) -> float:
+    """Multiplying every site by 1 changes nothing; moving any kind of site changes the logits; no hook and no switched attention stays behind."""
+    before, hooks = model.logits(batch), _attached(model)
+    unchanged = model.run(batch, edit=[Scale(site, 1.0) for site in model.sites()]).logits
+    assert unchanged is not None
+    deaf = []
+    for name, layers in model.site_layers.items():
+        if not layers and name in (
+            "resid_mid",
+            "attn_in",
+            "mlp_in",
+            "mlp_hidden",
+            "mlp_out",
+            "z",
+            "attn_out",
+            *ATTENTION_SITES,
+        ):
+            continue
+        moved = model.run(batch, edit=[Call(f"{name}.{layers[0]}" if layers else name, _moved)]).logits
+        assert moved is not None
+        if _error(moved, before) < 10 * _tolerance(model):
+            deaf.append(name)
+    if deaf:
+        raise FamilyError(f"edits at {', '.join(deaf)} do not change the output of {model.family.name}")
+    if _attached(model) != hooks:
+        raise AssertionError("a hook or a switched attention was left behind")
+    return _error(unchanged, before)
+
+
+def _moved(value: Tensor) -> Tensor:
+    """Another value of the same size: not a multiple of the old one, which a norm would undo."""
+    return value.flip(-1) + 0.5 * value.roll(1, -1)
+
+
+def _attached(model: Model) -> tuple[Any, ...]:
+    hooks = sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + ("forward" in vars(m))
+        for m in model.hf.modules()
+    )
+    return hooks, model.hf.config._attn_implementation
+
+
+Measure = Callable[[Model, Batch], float]
+_IDENTITIES: Mapping[str, tuple[str, Measure]] = {
+    "sites": ("every site is reached and has its shape", _sites),
+    "residual": ("resid_post = scale · (resid_pre + Σ writes)", _residual),
+    "readers": ("attn_in, mlp_in = norm(stream); mlp = down_proj(mlp_hidden)", _readers),
+    "heads": ("o_proj(z) = Σ_h W_O^h z_h + b", _heads),
+    "values": ("z = pattern · v", _values),
+    "logits": ("logits = f(unembed(final_norm(resid_post)))", _logits),
+    "gradient": ("∂M/∂resid_pre = ∂M/∂attn_out + Σ VJP(q, k, v)", _gradient),
+    "attention": ("registered attention = eager = the model's own", _attention),
+    "right": ("a right-padded batch = its rows alone", _right),
+    "left": ("a left-padded batch = its rows alone", _left),
+    "edits": ("an edit by 1 changes nothing, others do, no hook stays", _edits),
+}
