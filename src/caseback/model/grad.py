@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caseback.core.errors import SiteError
+from caseback.model.attention import Attend
 from caseback.model.batch import Batch
 from caseback.model.run import cut, execute, plan_sites
 from caseback.model.sites import Site
@@ -43,8 +44,8 @@ class Captured:
         return dict(zip(keys, found, strict=True))
 
 
-def capture(model: Model, batch: Batch, keys: Sequence[Key], *, embed: Tensor | None = None) -> Captured:
-    """Run with a graph and keep the very tensors at the tapped places. `embed` replaces the stream entering block 0."""
+def capture(model: Model, batch: Batch, keys: Sequence[Key], *, embed: Tensor | None = None, attend: Attend | None = None) -> Captured:
+    """Run with a graph and keep the very tensors at the tapped places. `embed` replaces the stream entering block 0, `attend` the attention function."""
     values: dict[Key, Tensor] = {}
 
     def keep(key: Key) -> Callable[[Tensor], Tensor]:
@@ -59,7 +60,7 @@ def capture(model: Model, batch: Batch, keys: Sequence[Key], *, embed: Tensor | 
     wanted: list[Key] = list(keys)
     if embed is not None and ("resid_pre", 0) not in wanted:
         wanted.append(("resid_pre", 0))
-    logits = execute(model, batch.to(model.device), {key: keep(key) for key in wanted}, grad=True)
+    logits = execute(model, batch.to(model.device), {key: keep(key) for key in wanted}, grad=True, attend=attend)
     assert logits is not None
     return Captured(values, logits)
 

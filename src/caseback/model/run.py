@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caseback.core.errors import SiteError, SiteNotReached
+from caseback.model.attention import Attend
 from caseback.model.batch import Batch
 from caseback.model.edits import Edit, Patch
 from caseback.model.hooks import Hooks, clone_unless_grad, with_first_tensor
@@ -139,8 +140,9 @@ def execute(
     stop: int | None = None,
     start: Start | None = None,
     grad: bool = False,
+    attend: Attend | None = None,
 ) -> Tensor | None:
-    """One forward pass with taps; returns the logits asked for.
+    """One forward pass with taps; returns the logits asked for. `attend` stands in for the attention function (`caseback.model.attention`).
 
     With `grad` the stream entering the first block that runs is made a leaf, so that taps see tensors with a graph. Raises SiteNotReached for a tap that was never called.
     """
@@ -162,7 +164,7 @@ def execute(
             _start_late(model, hooks, start)
         if grad:
             hooks.into(model.blocks[start.layer if start else 0], lambda value: value.detach().requires_grad_())
-        hooks.enter_context(tapped(model, {key: noting(key, tap) for key, tap in taps.items()}))
+        hooks.enter_context(tapped(model, {key: noting(key, tap) for key, tap in taps.items()}, attend))
         if stop is not None:
             hooks.into(model.blocks[stop] if stop < model.n_layers else model.module(model.family.final_norm), _raise_stop)
         elif logits != "all":

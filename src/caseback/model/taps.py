@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from caseback.core.errors import FamilyError, SiteError
-from caseback.model.attention import AttentionCall, listening
+from caseback.model.attention import Attend, AttentionCall, listening
 from caseback.model.hooks import Hooks, module_at
 from caseback.model.sites import Site
 
@@ -49,15 +49,16 @@ def site_layers(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
-def tapped(model: Model, taps: Mapping[Key, Tap]) -> Iterator[None]:
-    """The model with these taps in place."""
+def tapped(model: Model, taps: Mapping[Key, Tap], attend: Attend | None = None) -> Iterator[None]:
+    """The model with these taps in place, or with `attend` as its attention (then no site inside attention may be tapped)."""
     with Hooks() as hooks:
         inner = {key: tap for key, tap in taps.items() if key[0] in ATTENTION_SITES}
+        assert not (inner and attend), "one listener at a time"
         for key, tap in taps.items():
             if key not in inner:
                 _install(model, hooks, key, tap)
-        if inner:
-            hooks.enter_context(listening(model.hf, lambda call: _attend(call, inner)))
+        if inner or attend:
+            hooks.enter_context(listening(model.hf, attend or (lambda call: _attend(call, inner))))
         yield
 
 

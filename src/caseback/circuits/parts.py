@@ -1,0 +1,258 @@
+"""What circuits need of a model: each head's own weights, each norm as arithmetic, tokens in span order.
+
+The Hugging Face modules stay as they are; this file reads their weights as [head, head_dim, d_model] views, recognises a norm by probing it (so Gemma's 1 + weight needs no
+case of its own), and says by name which models circuits cannot be exact on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from caseback.circuits.graph import Graph
+from caseback.core.errors import CircuitError, FamilyError
+from caseback.model.batch import Batch
+from caseback.model.hooks import module_at
+from caseback.model.model import Model
+
+__all__ = ["Layer", "Layout", "Norm", "graph_of", "layers_of"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """y = weight ⊙ n + bias with n = c(x)/√(mean c(x)² + eps), where c removes the mean (LayerNorm) or does nothing (RMSNorm)."""
+
+    module: nn.Module
+    weight: Float[Tensor, "d"]
+    bias: Float[Tensor, "d"]
+    eps: float
+    centred: bool
+
+    @staticmethod
+    def of(module: nn.Module, d: int) -> Norm | None:
+        """The norm a module computes, found by probing it; None where it is no such norm."""
+        eps = next((float(vars(module)[name]) for name in ("eps", "variance_epsilon", "epsilon") if isinstance(vars(module).get(name), float | int)), None)
+        if eps is None or any(isinstance(child, nn.Linear) for child in module.modules()):
+            return None
+        anchor = next(iter(module.parameters()), torch.zeros(()))
+        with torch.no_grad():
+            probe = torch.randn((4, d), generator=torch.Generator().manual_seed(0)).to(anchor)
+            zero, one, signs = torch.zeros_like(probe[0]), torch.ones_like(probe[0]), torch.ones_like(probe[0])
+            signs[::2] = -1
+            bias, flat, swing = module(zero), module(1e3 * one), module(1e3 * signs)
+            centred = bool(torch.allclose(flat, bias, atol=1e-4))
+            weight = (swing - bias) * signs if centred else flat - bias
+            if centred and d % 2:
+                return None
+            norm = Norm(module, weight, bias, eps, centred)
+            n, _ = norm.unit(probe)
+            return norm if torch.allclose(weight * n + bias, module(probe), rtol=1e-4, atol=1e-5) else None
+
+    def unit(self, x: Float[Tensor, "*rows d"]) -> tuple[Tensor, Tensor]:
+        """(n, 1/√(mean c(x)² + eps)), the second with a last axis of 1."""
+        x = x - x.mean(dim=-1, keepdim=True) if self.centred else x
+        inverse = (x.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+        return x * inverse, inverse
+
+    def fold(self, weight: Float[Tensor, "*rows d"]) -> Tensor:
+        """A linear map that reads y, made to read n: W ⊙ weight, its mean over d removed where the norm removes x's."""
+        folded = weight * self.weight
+        return folded - folded.mean(dim=-1, keepdim=True) if self.centred else folded
+
+    def pull(self, g: Float[Tensor, "*rows d"], n: Tensor) -> Tensor:
+        """Jᵀ of the norm for gradients already folded and divided by the scale: g − n (n·g)/d."""
+        return torch.addcmul(g, (g * n).mean(dim=-1, keepdim=True), n, value=-1)
+
+    def push(self, delta: Float[Tensor, "*rows d"], n: Tensor, inverse: Tensor) -> Tensor:
+        """J δ = weight ⊙ (c(δ) − n (n·δ)/d) / scale."""
+        delta = delta - delta.mean(dim=-1, keepdim=True) if self.centred else delta
+        return self.weight * inverse * torch.addcmul(delta, (delta * n).mean(dim=-1, keepdim=True), n, value=-1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block's parts, per head. Views of the model's weights where its layout allows."""
+
+    block: nn.Module
+    attn_norm: Norm | None
+    mlp_norm: Norm | None
+    post_norm: Norm | None
+    """Norm between the output projection and the stream."""
+    projections: tuple[nn.Module, ...]
+    columns: tuple[Int[Tensor, "head dim"], ...] | None
+    """Columns of a fused projection that make q, k, v; None where there are three projections."""
+    w_q: Float[Tensor, "head key_dim d"]
+    w_k: Float[Tensor, "kv_head key_dim d"]
+    w_v: Float[Tensor, "kv_head value_dim d"]
+    b_q: Float[Tensor, "head key_dim"] | None
+    b_k: Float[Tensor, "kv_head key_dim"] | None
+    b_v: Float[Tensor, "kv_head value_dim"] | None
+    w_o: Float[Tensor, "head value_dim d"]
+    o_proj: nn.Module
+    mlp: nn.Module
+    writers: tuple[nn.Module, nn.Module]
+    mixes_heads: bool
+    """A norm over all heads' queries or keys stands behind the projections (OLMo 2)."""
+
+    def shares(self, z: Float[Tensor, "head token value_dim"], inverse: Tensor | None, scale: float) -> Float[Tensor, "head token d"]:
+        """What each head adds to the stream, biases left out: z W_O, shared out by the run's own norm scale where a post-norm follows."""
+        written = torch.bmm(z, self.w_o)
+        if self.post_norm is not None:
+            assert inverse is not None
+            written = (written - written.mean(dim=-1, keepdim=True) if self.post_norm.centred else written) * inverse * self.post_norm.weight
+        return written if scale == 1 else written * scale
+
+
+def graph_of(model: Model, spans: tuple[str, ...], *, grouped: bool = True) -> Graph:
+    """The graph of a model under a schema; raises FamilyError where circuits are not exact on its family."""
+    require(model)
+    return Graph(n_layers=model.n_layers, n_heads=model.n_heads, n_kv_heads=model.n_kv_heads, spans=spans, parallel=model.family.parallel, grouped=grouped)
+
+
+def require(model: Model) -> None:
+    """Raise FamilyError, with the reason, for a family without circuits."""
+    family = model.family
+    if not family.circuits or family.attention != "registered" or family.post_scale or len(family.writes) != 2:
+        raise FamilyError(f"{family.name} has no circuits: {family.why_not or 'its blocks are not attention plus MLP'}; `caseback model families` lists those that have")
+
+
+def layers_of(model: Model) -> list[Layer]:
+    """The parts of every block; raises FamilyError, naming the block, for one that is not attention plus MLP behind RMS or layer norms."""
+    require(model)
+    return [_layer(model, number) for number in range(model.n_layers)]
+
+
+def _layer(model: Model, number: int) -> Layer:
+    family, block, d = model.family, model.blocks[number], model.d_model
+
+    def refuse(what: str) -> FamilyError:
+        return FamilyError(f"circuits need every block of {family.name} to be attention plus MLP, but {what} of block {number}")
+
+    def norm(path: str | None) -> Norm | None:
+        if path is None:
+            return None
+        module = module_at(block, path)
+        found = Norm.of(module, d) if module is not None else None
+        if found is None:
+            raise refuse(f"{path} is not an RMS or layer norm")
+        return found
+
+    attention, o_proj, mlp = model.attention(number), model.o_proj(number), module_at(block, family.mlp)
+    writers = tuple(module_at(block, path) for path in family.writes)
+    if attention is None or o_proj is None or mlp is None or None in writers:
+        raise refuse("attention or MLP is missing")
+    post_norm = None if writers[0] is attention else norm(family.writes[0])
+    projections = tuple(model.projections(number))
+    heads = (model.n_heads, model.n_kv_heads, model.n_kv_heads)
+    if len(projections) == 1:
+        columns = _columns(family.fused, model.n_heads, model.n_kv_heads, _weight(projections[0]).shape[0])
+        weight, bias = _weight(projections[0]), projections[0].bias
+        weights = [weight[c] for c in columns]
+        biases = [None if bias is None else bias.detach()[c] for c in columns]
+    else:
+        columns = None
+        weights = [_weight(p).unflatten(0, (n, -1)) for p, n in zip(projections, heads, strict=True)]
+        biases = [None if p.bias is None else p.bias.detach().unflatten(0, (n, -1)) for p, n in zip(projections, heads, strict=True)]
+    return Layer(
+        block=block,
+        attn_norm=norm(family.attn_norm),
+        mlp_norm=norm(family.mlp_norm),
+        post_norm=post_norm,
+        projections=projections,
+        columns=columns,
+        w_q=weights[0],
+        w_k=weights[1],
+        w_v=weights[2],
+        b_q=biases[0],
+        b_k=biases[1],
+        b_v=biases[2],
+        w_o=_weight(o_proj).unflatten(1, (model.n_heads, -1)).permute(1, 2, 0),
+        o_proj=o_proj,
+        mlp=mlp,
+        writers=writers,  # type: ignore[arg-type]
+        mixes_heads=any(_is_wide_norm(child, weights[0].shape[1]) for child in attention.children()),
+    )
+
+
+def _weight(module: Any) -> Float[Tensor, "out in"]:
+    weight = module.weight.detach()
+    return weight.T if type(module).__name__ == "Conv1D" else weight
+
+
+def _is_wide_norm(module: nn.Module, head_dim: int) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1 and weight.numel() > head_dim
+
+
+def _columns(fused: str, heads: int, kv_heads: int, width: int) -> tuple[Tensor, ...]:
+    """Rows of a fused weight that make q [head, dim], k and v [kv_head, dim]."""
+    dim = width // (heads + 2 * kv_heads)
+    rows = torch.arange(width)
+    if fused == "qkv":
+        q, k, v = rows.split([heads * dim, kv_heads * dim, kv_heads * dim])
+        return q.view(heads, dim), k.view(kv_heads, dim), v.view(kv_heads, dim)
+    if fused in ("heads", "groups"):
+        per_group = rows.view(kv_heads, heads // kv_heads + 2, dim)
+        return per_group[:, :-2].reshape(heads, dim), per_group[:, -2], per_group[:, -1]
+    raise FamilyError(f"circuits do not know the column order {fused!r} of a fused q, k, v projection")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The real tokens of a batch, ordered by span, so that a span is a slice."""
+
+    rows: Int[Tensor, "token"]
+    places: Int[Tensor, "token"]
+    starts: tuple[int, ...]
+    """Span s is tokens starts[s] to starts[s + 1]."""
+    span_of: Int[Tensor, "batch pos"]
+    """Span of every token; -1 at padding."""
+    lengths: Int[Tensor, "batch span"]
+    last: Int[Tensor, "batch"]
+    """Where each row's last token stands in this order."""
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)
+
+    def slice(self, span: int) -> slice:
+        return slice(self.starts[span], self.starts[span + 1])
+
+    def gather(self, value: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "token *rest"]:
+        return value[self.rows, self.places]
+
+    @staticmethod
+    def of(batch: Batch, spans: tuple[str, ...]) -> Layout:
+        """Raises CircuitError where the spans do not cover every real token exactly once."""
+        n, width = batch.ids.shape
+        places = torch.arange(width, device=batch.ids.device)
+        if len(spans) == 1 and spans[0] not in batch.spans:
+            span_of = torch.where(batch.mask, 0, -1)
+        else:
+            missing = [name for name in spans if name not in batch.spans]
+            if missing:
+                raise CircuitError(f"the batch has no span {missing[0]!r}; it has: {', '.join(batch.spans) or 'none'}")
+            span_of = torch.full((n, width), -1, device=batch.ids.device)
+            covered = torch.zeros_like(span_of)
+            for number, name in enumerate(spans):
+                inside = (places >= batch.spans[name][:, :1]) & (places < batch.spans[name][:, 1:])
+                span_of[inside] = number
+                covered += inside
+            wrong = ((covered != 1) & batch.mask) | (covered.bool() & ~batch.mask)
+            if wrong.any():
+                row, place = wrong.nonzero()[0].tolist()
+                raise CircuitError(f"token {place} of pair {row} lies in {int(covered[row, place])} spans; spans must cover every token once (spans: {', '.join(spans)})")
+        rows, where = batch.mask.nonzero(as_tuple=True)
+        order = torch.argsort(span_of[rows, where], stable=True)
+        rows, where = rows[order], where[order]
+        counts = torch.bincount(span_of[rows, where], minlength=len(spans))
+        starts = (0, *counts.cumsum(0).tolist())
+        lengths = torch.stack([(span_of == s).sum(dim=1) for s in range(len(spans))], dim=1)
+        is_last = where == batch.last.to(where.device)[rows]
+        last = torch.empty(n, dtype=torch.long, device=rows.device)
+        last[rows[is_last]] = is_last.nonzero()[:, 0]
+        return Layout(rows, where, starts, span_of, lengths, last)
