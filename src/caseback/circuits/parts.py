@@ -35,8 +35,7 @@ class Norm:
     @staticmethod
     def of(module: nn.Module, d: int) -> Norm | None:
         """The norm a module computes, found by probing it; None where it is no such norm."""
-        eps = next((float(vars(module)[name]) for name in ("eps", "variance_epsilon", "epsilon") if isinstance(vars(module).get(name), float | int)), None)
-        if eps is None or any(isinstance(child, nn.Linear) for child in module.modules()):
+        if any(isinstance(child, nn.Linear) for child in module.modules()):
             return None
         anchor = next(iter(module.parameters()), torch.zeros(()))
         with torch.no_grad():
@@ -48,6 +47,9 @@ class Norm:
             weight = (swing - bias) * signs if centred else flat - bias
             if centred and d % 2:
                 return None
+            eps = next((float(vars(module)[name]) for name in ("eps", "variance_epsilon", "epsilon") if isinstance(vars(module).get(name), float | int)), None)
+            if eps is None:  # y = weight c/√(c² + eps) at a small c gives it away (OLMo keeps it nowhere)
+                eps = 1e-6 * float(((weight * signs / (module(1e-3 * signs) - bias)).square() - 1).median())
             norm = Norm(module, weight, bias, eps, centred)
             n, _ = norm.unit(probe)
             return norm if torch.allclose(weight * n + bias, module(probe), rtol=1e-4, atol=1e-5) else None
