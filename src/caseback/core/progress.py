@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Progress", "silent"]
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Called with the stage's name, the steps done and the steps in all; `done == total` ends the stage."""
 
