@@ -18,10 +18,8 @@ its own. Crossing edges are per query head either way. A graph of one span ignor
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,9 +34,6 @@ CHANNELS = ("q", "k", "v")
 """The channels of a crossing edge, in array order."""
 
 _ARROW = "->"
-_WRITER = re.compile(r"embed|a(\d{1,6})\.h(\d{1,6})|m(\d{1,6})")
-_READER = re.compile(r"logits|a(\d{1,6})\.h(\d{1,6})<([qkv])>|m(\d{1,6})")
-_CROSSING = re.compile(r"a(\d{1,6})\.h(\d{1,6})<([qkv])>@(.*)", re.DOTALL)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
@@ -50,8 +45,8 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 class Graph:
     """Every edge of a model cut into spans, as index arithmetic.
 
-    Writers, in order: the embedding, then per layer its heads and its MLP. Readers, in order: per layer q of every head,
-    k of every KV head, v of every KV head, the MLP; last the logits.
+    Writers, in order: the embedding, then per layer its heads and its MLP. Readers, in order: per layer q of every
+    head, k of every KV head, v of every KV head, the MLP; last the logits.
     """
 
     n_layers: int
@@ -73,18 +68,11 @@ class Graph:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CircuitError(f"a graph needs {name} to be a whole number of at least 1, not {value!r}")
         if self.n_heads % self.n_kv_heads:
-            raise CircuitError(
-                f"{self.n_heads} heads cannot be shared by {self.n_kv_heads} KV heads: the second must divide the first"
-            )
+            raise CircuitError(f"{self.n_heads} heads cannot be shared by {self.n_kv_heads} KV heads evenly")
         if not self.spans or not all(self.spans) or len(set(self.spans)) < len(self.spans):
             raise CircuitError(f"the spans of a graph must be unique and named, at least one; got {list(self.spans)}")
-        for span in self.spans:
-            if _ARROW in span:
-                raise CircuitError(
-                    f"the span name {span!r} contains '->', which separates the ends of an edge: rename the span"
-                )
-
-    # ---- sizes ---------------------------------------------------------------------------------------------------------
+        if arrows := [span for span in self.spans if _ARROW in span]:
+            raise CircuitError(f"the span name {arrows[0]!r} contains '->', which parts an edge's ends: rename it")
 
     @property
     def n_spans(self) -> int:
@@ -131,8 +119,6 @@ class Graph:
     def n_edges(self) -> int:
         """Edges the graph allows."""
         return int(self.allowed.sum())
-
-    # ---- places --------------------------------------------------------------------------------------------------------
 
     def writer(self, layer: int, head: int | None = None) -> int:
         """Index of a head's output, or of the layer's MLP when `head` is None. The embedding is writer 0."""
@@ -193,8 +179,6 @@ class Graph:
         """The writer of every head, where its crossing edges end."""
         return _frozen(1 + np.arange(self.n_layers)[:, None] * (self.n_heads + 1) + np.arange(self.n_heads))
 
-    # ---- what is allowed -----------------------------------------------------------------------------------------------
-
     @cached_property
     def residual_allowed(self) -> Bool[np.ndarray, "writer reader"]:
         """Which writer comes before which reader."""
@@ -236,8 +220,6 @@ class Graph:
         crossing = np.broadcast_to(pairs, self.crossing_shape)
         return np.concatenate([residual.ravel(), crossing.ravel()])
 
-    # ---- names ---------------------------------------------------------------------------------------------------------
-
     @cached_property
     def writer_names(self) -> tuple[str, ...]:
         """ "embed", "a3.h2", "m5"."""
@@ -263,65 +245,41 @@ class Graph:
         return f"a{layer}.h{head}<{CHANNELS[c]}>@{self.spans[s]}{_ARROW}{self.spans[t]}"
 
     def index(self, name: str) -> int:
-        """Index of the edge of that name; with one span '@span' may be left out. Raises CircuitError, naming the edge."""
-        try:
-            index = self._parse(name)
-        except _NotAnEdge as reason:
-            raise CircuitError(f"there is no edge {name[:200]!r}: {reason}") from None
+        """Index of the edge of that name; with one span '@...' may be left out. Raises CircuitError, naming it."""
+        size = f"{self.n_layers} layers of {self.n_heads} heads with {self.n_groups} key/value inputs"
+
+        def place(kind: str, part: str, exist: str) -> int:
+            if part not in self._tables[kind]:
+                raise CircuitError(
+                    f"there is no edge {name[:200]!r}: {kind} {part[:100]!r} does not exist; there are {exist}"
+                )
+            return self._tables[kind][part]
+
+        ends, at, where = name.partition("@")
+        spans = ", ".join(self.spans[:50])
+        if _ARROW in ends:
+            source, _, end = ends.partition(_ARROW)
+            span = place("span", where, spans) if at or self.n_spans > 1 else 0
+            writer = place("source", source, f"embed, a0.h0 and m0 to {self.writer_names[-1]}")
+            reader = place("end", end, f"a0.h0<q>, a0.h0<k>, a0.h0<v>, m0 ... and logits in {size}")
+            index = int(np.ravel_multi_index((span, writer, reader), self.residual_shape))
+        else:
+            before, _, after = where.partition(_ARROW) if at or self.n_spans > 1 else (*self.spans, "", *self.spans)
+            head = place("head input", ends, f"a0.h0<q>, a0.h0<k>, a0.h0<v> ... in {size}")
+            s, t = (place("span", span, spans) for span in (before, after))
+            index = self.n_residual + (head * self.n_spans + t) * self.n_spans + s
         if not self.allowed[index]:
-            raise CircuitError(f"there is no edge {name[:200]!r}: its source does not come before its end")
+            last = "; the logits are read at the last span only" if ends.endswith("logits") else ""
+            raise CircuitError(f"there is no edge {name[:200]!r}: its source does not come before its end{last}")
         return index
 
-    def _parse(self, name: str) -> int:
-        if match := _CROSSING.fullmatch(name):
-            layer, head, channel = int(match[1]), int(match[2]), CHANNELS.index(match[3])
-            if layer >= self.n_layers or head >= self.n_heads:
-                raise _NotAnEdge(f"the model has {self.n_layers} layers of {self.n_heads} heads")
-            source, arrow, end = match[4].partition(_ARROW)
-            if not arrow:
-                raise _NotAnEdge("a crossing edge is written 'a10.h7<k>@source->end'")
-            crossing = (channel, layer, head, self._span(end), self._span(source))
-            return self.n_residual + int(np.ravel_multi_index(crossing, self.crossing_shape))
-        ends, at, span = name.partition("@")
-        writer, arrow, reader = ends.partition(_ARROW)
-        if not arrow:
-            raise _NotAnEdge("an edge is written 'a9.h9->a10.h7<q>@span', or 'a10.h7<k>@source->end' inside a head")
-        if not at and self.n_spans > 1:
-            raise _NotAnEdge(f"'@' and one of the spans {', '.join(self.spans)} is missing")
-        place = (self._span(span) if at else 0, self._writer(writer), self._reader(reader))
-        return int(np.ravel_multi_index(place, self.residual_shape))
-
-    def _span(self, name: str) -> int:
-        if name not in self.spans:
-            raise _NotAnEdge(f"there is no span {name!r}; there are {', '.join(self.spans)}")
-        return self.spans.index(name)
-
-    def _writer(self, name: str) -> int:
-        match = _WRITER.fullmatch(name)
-        if match is None:
-            raise _NotAnEdge(f"{name!r} is not a source; sources are 'embed', 'a3.h2', 'm5'")
-        if name == "embed":
-            return 0
-        layer, head = int(match[1] or match[3]), int(match[2] or 0)
-        if layer >= self.n_layers or head >= self.n_heads:
-            raise _NotAnEdge(f"the model has {self.n_layers} layers of {self.n_heads} heads")
-        return self.writer(layer, head if match[2] else None)
-
-    def _reader(self, name: str) -> int:
-        match = _READER.fullmatch(name)
-        if match is None:
-            raise _NotAnEdge(f"{name!r} is not an end; ends are 'a3.h2<q>', 'a3.h1<k>', 'a3.h1<v>', 'm5', 'logits'")
-        if name == "logits":
-            return self.logits
-        layer, head, channel = int(match[1] or match[4]), int(match[2] or 0), match[3] or "mlp"
-        count = self.n_heads if channel == "q" else self.n_groups
-        if layer >= self.n_layers or head >= count:
-            raise _NotAnEdge(
-                f"the model has {self.n_layers} layers of {self.n_heads} heads and {self.n_groups} key/value inputs"
-            )
-        return self.reader(layer, channel, head)
-
-    # ---- other graphs and the outside ----------------------------------------------------------------------------------
+    @cached_property
+    def _tables(self) -> dict[str, dict[str, int]]:
+        """Name → number, for every part of an edge's name."""
+        layers, heads = range(self.n_layers), range(self.n_heads)
+        starts = (f"a{layer}.h{head}<{c}>" for c in CHANNELS for layer in layers for head in heads)
+        parts = {"span": self.spans, "source": self.writer_names, "end": self.reader_names, "head input": starts}
+        return {kind: {name: i for i, name in enumerate(names)} for kind, names in parts.items()}
 
     def with_spans(self, spans: tuple[str, ...] = ("all",)) -> Graph:
         """The same model under other spans; without an argument, under one."""
@@ -329,22 +287,15 @@ class Graph:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads back."""
-        return {
-            "n_layers": self.n_layers,
-            "n_heads": self.n_heads,
-            "n_kv_heads": self.n_kv_heads,
-            "spans": list(self.spans),
-            "parallel": self.parallel,
-            "grouped": self.grouped,
-        }
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"spans": list(self.spans)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Graph:
-        return Graph(**{**data, "spans": tuple(data["spans"])})
-
-
-class _NotAnEdge(Exception):
-    """Why a name is no edge; `Graph.index` puts the name before it."""
+        """Raises CircuitError when a field is missing, unknown or of the wrong type."""
+        try:
+            return Graph(**{**data, "spans": tuple(data["spans"])})
+        except (KeyError, TypeError) as error:
+            raise CircuitError(f"not the record of a graph ({error}): {str(data)[:200]}") from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -376,9 +327,8 @@ class Scores:
         bad = self.graph.allowed & ~np.isfinite(flat)
         if bad.any():
             first = int(np.argmax(bad))
-            raise CircuitError(
-                f"the score of {self.graph.name(first)} is {flat[first]} ({int(bad.sum())} edges in all): must be finite"
-            )
+            name, n = self.graph.name(first), int(bad.sum())
+            raise CircuitError(f"scores must be finite; that of {name} is {flat[first]} ({n} edges so)")
         flat[~self.graph.allowed] = 0
         return _frozen(flat)
 
@@ -387,19 +337,24 @@ class Scores:
         residual, crossing = _split(self.graph, flat)
         return replace(self, residual=residual, crossing=crossing)
 
+    def collapse(self) -> Scores:
+        """The one-span scores: signed sums over positions, as a method that ignores positions has them."""
+        return replace(
+            self,
+            graph=self.graph.with_spans(),
+            residual=self.residual.sum(axis=0, keepdims=True),
+            crossing=self.crossing.sum(axis=(3, 4), keepdims=True),
+            lengths=self.lengths.sum(axis=1, keepdims=True),
+        )
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The arrays; with `graph.to_json()` and `method` all that `from_arrays` needs."""
         return {"residual": self.residual, "crossing": self.crossing, "lengths": self.lengths}
 
     @staticmethod
     def from_arrays(graph: Graph, arrays: Mapping[str, np.ndarray], method: Mapping[str, Any]) -> Scores:
-        return Scores(
-            graph=graph,
-            residual=arrays["residual"],
-            crossing=arrays["crossing"],
-            lengths=arrays["lengths"],
-            method=dict(method),
-        )
+        arrays = {name: arrays[name] for name in ("residual", "crossing", "lengths")}
+        return Scores(graph=graph, method=dict(method), **arrays)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -414,9 +369,8 @@ class Circuit:
         _check_shapes(self.graph, self.residual, self.crossing)
         extra = self.flat & ~self.graph.allowed
         if extra.any():
-            raise CircuitError(
-                f"{self.graph.name(np.argmax(extra))} is no edge of this graph: its source does not come before its end"
-            )
+            name = self.graph.name(np.argmax(extra))
+            raise CircuitError(f"{name} is no edge of this graph: its source does not come before its end")
 
     @staticmethod
     def full(graph: Graph) -> Circuit:
@@ -477,9 +431,7 @@ class Circuit:
         CircuitError when this circuit has several spans or another model's shape.
         """
         if self.graph != graph.with_spans(self.graph.spans) or self.graph.n_spans != 1:
-            raise CircuitError(
-                f"only a one-span circuit of the same model can be expanded; this one's graph is {self.graph.to_json()}"
-            )
+            raise CircuitError(f"only a one-span circuit of the same model can be expanded, not one of {self.graph}")
         used = self.residual[0].any(axis=1)[graph.heads]
         residual = np.broadcast_to(self.residual, graph.residual_shape)
         crossing = np.broadcast_to(used[None, :, :, None, None], graph.crossing_shape)
@@ -496,12 +448,8 @@ class Circuit:
 
     @staticmethod
     def from_arrays(graph: Graph, arrays: Mapping[str, np.ndarray]) -> Circuit:
+        """Raises CircuitError when the arrays are not of this graph."""
         return Circuit(graph=graph, residual=arrays["residual"], crossing=arrays["crossing"])
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over the graph and the edges, in hexadecimal."""
-        return hashlib.sha256(repr(self.graph).encode() + np.packbits(self.flat).tobytes()).hexdigest()
 
     def _other(self, other: Circuit) -> Bool[np.ndarray, "index"]:
         if other.graph != self.graph:
@@ -529,7 +477,7 @@ class Circuit:
         return isinstance(other, Circuit) and self.graph == other.graph and np.array_equal(self.flat, other.flat)
 
     def __hash__(self) -> int:
-        return hash(self.digest)
+        return hash((self.graph, self.flat.tobytes()))
 
     def __repr__(self) -> str:
         return f"Circuit({self.n_edges} of {self.graph.n_edges} edges, spans {', '.join(self.graph.spans)})"
