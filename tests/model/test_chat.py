@@ -344,7 +344,7 @@ def test_a_cut_answer_says_so(stage: Stage) -> None:
 
 def test_bounds_of_an_endpoint_are_checked() -> None:
     with pytest.raises(EndpointError, match="timeout > 0"):
-        Endpoint(base_url="http://h", model="m", timeout=0)
+        Endpoint(base_url="http://h", model="m", timeout=0.0)
 
 
 def test_a_script_answers_in_order_and_ends() -> None:

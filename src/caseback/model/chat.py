@@ -15,6 +15,7 @@ POST is no reason for a dependency. Invariant: `ask` returns a `Reply` with a te
 
 from __future__ import annotations
 
+import email.message
 import email.utils
 import http.client
 import json
@@ -26,7 +27,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from caseback.core.errors import EndpointError
 
@@ -73,6 +74,7 @@ class Reply:
     truncated: bool = False
 
 
+@runtime_checkable
 class Chat(Protocol):
     """Something that answers."""
 
@@ -111,6 +113,12 @@ class Scripted:
         if not text.strip():
             raise EmptyAnswer("the script's answer is empty")
         return Reply(text=text)
+
+
+class _Response(NamedTuple):
+    status: int
+    headers: email.message.Message
+    body: bytes
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -194,13 +202,13 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {key}"
         data = json.dumps(body).encode()
         for left in range(self.retries, -1, -1):
-            status, reply_headers, answer = self._post(data, headers)
-            if status == 200:
-                return _reply(self.url, answer)
-            failure = self._failure(status, reply_headers, answer, key)
-            if status not in RETRIED or not left:
+            response = self._post(data, headers)
+            if response.status == 200:
+                return _reply(self.url, response.body)
+            failure = self._failure(response, key)
+            if response.status not in RETRIED or not left:
                 raise failure
-            wait = _retry_after(reply_headers.get("Retry-After"), default=2.0 ** (self.retries - left))
+            wait = _retry_after(response.headers.get("Retry-After"), default=2.0 ** (self.retries - left))
             if wait > LONGEST_WAIT:
                 raise EndpointError(
                     f"{failure}; it asks for a pause of {wait:.0f} s, and at most {LONGEST_WAIT:.0f} s are waited: "
@@ -223,8 +231,8 @@ class Endpoint:
             )
         return key
 
-    def _post(self, data: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
-        """One try: status, headers and at most BODY_LIMIT bytes of body, in at most `timeout` seconds."""
+    def _post(self, data: bytes, headers: Mapping[str, str]) -> _Response:
+        """One try, with at most BODY_LIMIT bytes of body, in at most `timeout` seconds."""
         deadline = time.monotonic() + self.timeout
         late = EndpointError(
             f"{self.url} did not answer within {self.timeout:g} s; raise the timeout or use a faster model"
@@ -251,7 +259,7 @@ class Endpoint:
                         raise late
                 if getattr(response, "length", None):  # http.client's count of bytes announced and not sent
                     raise EndpointError(f"{self.url} broke off in the middle of its answer")
-                return response.status, response.headers, b"".join(chunks)
+                return _Response(response.status, response.headers, b"".join(chunks))
         except TimeoutError:
             raise late from None
         except urllib.error.URLError as error:
@@ -263,9 +271,10 @@ class Endpoint:
                 f"{self.url} did not speak HTTP to the end: {type(error).__name__} {_plain(error)}"
             ) from None
 
-    def _failure(self, status: int, headers: Mapping[str, str], answer: bytes, key: str | None) -> EndpointError:
+    def _failure(self, response: _Response, key: str | None) -> EndpointError:
+        status = response.status
         if 300 <= status < 400:
-            target = _plain(headers.get("Location", "nowhere"))
+            target = _plain(response.headers.get("Location", "nowhere"))
             return EndpointError(
                 f"{self.url} redirects to {target!r}; no redirect is followed: "
                 "give that address yourself if you trust it"
@@ -277,7 +286,7 @@ class Endpoint:
                 else "a request without a key (name its environment variable with api_key_env)"
             )
             return EndpointError(f"{self.url} refused {source}: status {status}")
-        said = _plain(answer[:4096].decode("utf-8", "replace"), key)
+        said = _plain(response.body[:4096].decode("utf-8", "replace"), key)
         meaning = {404: "no such address or model", 429: "too many requests"}.get(
             status, "the server failed" if status >= 500 else "refused"
         )
