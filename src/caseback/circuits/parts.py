@@ -6,6 +6,7 @@ case of its own), and says by name which models circuits cannot be exact on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +98,8 @@ class Layer:
     o_proj: nn.Module
     mlp: nn.Module
     writers: tuple[nn.Module, nn.Module]
-    mixes_heads: bool
-    """A norm over all heads' queries or keys stands behind the projections (OLMo 2)."""
+    wide_norms: tuple[nn.Module | None, nn.Module | None, None]
+    """Norms over all heads' queries, all heads' keys, behind the projections (OLMo 2): there a head's q depends on the others' rows."""
 
     def shares(self, z: Float[Tensor, "head token value_dim"], inverse: Tensor | None, scale: float) -> Float[Tensor, "head token d"]:
         """What each head adds to the stream, biases left out: z W_O, shared out by the run's own norm scale where a post-norm follows."""
@@ -176,7 +177,7 @@ def _layer(model: Model, number: int) -> Layer:
         o_proj=o_proj,
         mlp=mlp,
         writers=writers,  # type: ignore[arg-type]
-        mixes_heads=any(_is_wide_norm(child, weights[0].shape[1]) for child in attention.children()),
+        wide_norms=_wide_norms(attention, weights[0].shape[1], refuse),
     )
 
 
@@ -185,9 +186,15 @@ def _weight(module: Any) -> Float[Tensor, "out in"]:
     return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
-def _is_wide_norm(module: nn.Module, head_dim: int) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 1 and weight.numel() > head_dim
+def _wide_norms(attention: nn.Module, head_dim: int, refuse: Callable[[str], FamilyError]) -> tuple[nn.Module | None, nn.Module | None, None]:
+    wide = {}
+    for name, child in attention.named_children():
+        weight = getattr(child, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 1 and weight.numel() > head_dim:
+            wide[name] = child
+    if unknown := set(wide) - {"q_norm", "k_norm"}:
+        raise refuse(f"a norm over all heads ({', '.join(unknown)}) stands in the attention")
+    return wide.get("q_norm"), wide.get("k_norm"), None
 
 
 def _columns(fused: str, heads: int, kv_heads: int, width: int) -> tuple[Tensor, ...]:

@@ -195,7 +195,7 @@ class _Pass:
 
     def __init__(self, model: Model, layers: list[Layer], graph: Graph, pairs: PairBatch, layout: Layout):
         self.model, self.layers, self.graph, self.pairs, self.layout = model, layers, graph, pairs, layout
-        self.by_head = not graph.grouped and model.n_kv_heads < model.n_heads or any(layer.mixes_heads for layer in layers)
+        self.by_head = not graph.grouped and model.n_kv_heads < model.n_heads or any(norm is not None for layer in layers for norm in layer.wide_norms)
         """Whether q, k, v must be pulled back reader by reader (a local vector-Jacobian product each)."""
         self.calls: list[AttentionCall] = []
         self.patterns: list[Tensor] = []

@@ -192,15 +192,21 @@ def _start_late(model: Model, hooks: Hooks, start: Start) -> None:
     """Blocks before `start.layer` pass their input on; the stored residual replaces what reaches that block. `model.layers` is not cut: masks are indexed by layer."""
     if not 0 <= start.layer < model.n_layers:
         raise SiteError(f"cannot start at block {start.layer}: the model has blocks 0 to {model.n_layers - 1}")
+    for block in model.blocks[: start.layer]:
+        hooks.instead_of(block, passing(model))
+    hooks.into(model.blocks[start.layer], lambda value: start.resid_pre.to(value))
+
+
+def passing(model: Model, change: Callable[[Tensor], Tensor] | None = None) -> Callable[..., Any]:
+    """A forward for a block that does no work: its input, changed or as it is, packed as this family's blocks return it."""
     like = model.block_output
 
-    def passing(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         value = args[0] if args else kwargs["hidden_states"]
+        value = value if change is None else change(value)
         return value if like is None else with_first_tensor(like, value)
 
-    for block in model.blocks[: start.layer]:
-        hooks.instead_of(block, passing)
-    hooks.into(model.blocks[start.layer], lambda value: start.resid_pre.to(value))
+    return forward
 
 
 # --- the public run -------------------------------------------------------------------------------------------------------------------
