@@ -1,8 +1,9 @@
-"""THE table of model families: where each one keeps its parts. Data only, plus `guess()` for a family without a row.
+"""THE table of model families: where each one keeps its parts. Data only; `caseback.model.guess` tries a family without a row.
 
-A row says which modules write into the residual stream and what reads it; the accounting identities (`caseback.model.check`) decide whether a row is
-right, and they run on a tiny random model of every family here. About five shapes cover the field; most rows are one-line overrides of one of them.
-Options that live in the configuration and not in the model type (NeoX's parallel residual, Falcon's three layouts) are resolved by `family_of(config)`.
+A row says which modules write into the residual stream and what reads it; the accounting identities
+(`caseback.model.check`) decide whether a row is right, and they run on a tiny random model of every family here. Five shapes
+cover the field; most rows are one-line overrides of one of them. Options that live in the configuration and not in the model
+type (NeoX's parallel residual, Falcon's three layouts) are resolved by `family_of(config)`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One row. Paths are dotted module names; those of a block are relative to the block, those of the projections to the attention module.
+    """One row. Paths are dotted module names: a block's are relative to the block, the projections' to the attention.
 
-    "a|b" means the first of the two that the model (or this block) has: hybrids, and modules renamed between releases of transformers.
+    "a|b" is the first of the two that the model (or this block) has: hybrids, and modules renamed between releases.
     """
 
     name: str
@@ -32,23 +33,24 @@ class Family:
     final_norm: str = "model.norm"
     unembed: str = "lm_head"
     attn: str = "self_attn"
-    """The attention module; a block without it (a linear-attention or convolution layer of a hybrid) has no q, k, v, pattern and z."""
+    """The attention module; a block without it (a hybrid's linear-attention layer) has no q, k, v, pattern and z."""
     attn_norm: str | None = "input_layernorm"
     """Norm whose output the q, k, v projections read; None where they read the residual stream itself."""
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """Three projections, or the one fused projection; () where there is no such thing (latent attention)."""
     fused: Literal["", "qkv", "heads", "groups", "own"] = ""
-    """Columns of a fused projection: all q, all k, all v | per head q, k, v | per KV group its q heads, its k, its v | an order of its own."""
+    """Columns of a fused projection: all q, all k, all v | per head q, k, v | per KV group its q heads, k, v | its own."""
     o_proj: str = "o_proj"
     """Output projection of the attention (its input is z, all heads side by side)."""
     mlp: str = "mlp"
     """Module whose (first) input is what the MLP reads, after the norm."""
     mlp_norm: str | None = "post_attention_layernorm"
-    """Norm whose output the MLP reads (may be the attention's own in parallel blocks); None where it reads the stream itself, "" where that differs by block."""
+    """Norm whose output the MLP reads (in parallel blocks perhaps the attention's); None where it reads the stream itself,
+    "" where that differs from block to block."""
     down_proj: str | None = "mlp.down_proj"
-    """Last linear map of the MLP, relative to the block (its input is the site `mlp_hidden`); None for mixtures of experts."""
+    """Last linear map of the MLP, from the block (its input is the site `mlp_hidden`); None for mixtures of experts."""
     writes: tuple[str, ...] = ("self_attn", "mlp")
-    """Modules of a block whose OUTPUT is added to the residual stream: attention's first, then the MLP's, then any other."""
+    """Modules of a block whose OUTPUT is added to the stream: attention's first, then the MLP's, then any other."""
     kv_heads: int | None = None
     """Number of KV heads, where the configuration's own number misleads."""
     parallel: bool = False
@@ -66,7 +68,7 @@ class Family:
     plain_heads: bool = True
     """Whether z is the pattern times the values: no gate, no norm between the attention and its output projection."""
     gradients: bool = True
-    """Whether q, k and v are all that reads the attention's input, so that the per-head input gradients add up to the whole."""
+    """Whether q, k and v are all that reads the attention's input, so that per-head input gradients add up to the whole."""
     circuits: bool = True
     """Whether circuit discovery is exact on this family (the circuit identities hold)."""
     why_not: str = ""
@@ -78,7 +80,7 @@ class Family:
 
 # --- the shapes ----------------------------------------------------------------------------------------------------
 
-_OWN = "its model file computes attention in code of its own, so q, k, v and pattern are no sites; z, writers and residuals are"
+_OWN = "its model file has attention code of its own, so q, k, v and pattern are no sites; z, writers and residuals are"
 _HYBRID = "some of its layers are not softmax attention, so q, k, v, pattern and z exist only on the others"
 _GATE = "a gate that reads the stream multiplies z, so q, k and v are not all that reads it"
 _LATENT = "its keys and values are expanded from one latent vector, so a head has no key or value input of its own"
@@ -375,6 +377,8 @@ def _bloom(row: Family, config: Any) -> Family:
 def _gemma4(row: Family, config: Any) -> Family:
     if not config.hidden_size_per_layer_input:
         row = replace(row, writes=row.writes[:2])
+    if config.enable_moe_block:
+        row = replace(row, down_proj=None)  # the experts' output is added to the MLP's before the norm
     return replace(row, gradients=False, why_not=_BETWEEN_LAYERS) if config.num_kv_shared_layers else row
 
 
@@ -395,7 +399,7 @@ _OPTIONS: dict[str, Callable[[Family, Any], Family]] = {
 
 
 def family_of(config: Any) -> Family:
-    """The row of a transformers configuration, its options applied; raises FamilyError naming the families there are."""
+    """The row of a transformers configuration, options applied; raises FamilyError naming the families there are."""
     row = FAMILIES.get(config.model_type)
     if row is None:
         known = ", ".join(sorted(FAMILIES))

@@ -19,7 +19,7 @@ from caseback.model import run as _run
 from caseback.model import sweep as _sweep
 from caseback.model.batch import Batch
 from caseback.model.edits import Edit
-from caseback.model.families import Family, family_of
+from caseback.model.families import Family
 from caseback.model.hooks import module_at, refuse_compiled
 from caseback.model.run import Logits, Run, Start
 from caseback.model.sites import Site
@@ -45,7 +45,11 @@ class Model:
         self.tokenizer = tokenizer
         self.source = source or Source(id=f"in memory: {type(hf).__name__}")
         self.config = hf.config.get_text_config()
-        self.family = family or family_of(self.config)
+        if family is None:
+            from caseback.model.check import family_for  # which tries a guessed row on a Model
+
+            family = family_for(hf)
+        self.family = family
         self.cost = Cost()
         self.blocks: nn.ModuleList = self.module(self.family.blocks)  # type: ignore[assignment]
         self.n_layers = len(self.blocks)
