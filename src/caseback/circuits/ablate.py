@@ -251,6 +251,7 @@ class _Block:
 
     def install(self, hooks: Hooks) -> None:
         forward, part = self.forward, self.part
+        self.wide_norms = [None if norm is None else norm.forward for norm in part.wide_norms]  # before they are stood in for
         hooks.into(part.block, forward._fires(self._enter))
         if not self.heads_whole:
             for number, projection in enumerate(part.projections):
@@ -292,7 +293,7 @@ class _Block:
         seen = seen if part.attn_norm is None else part.attn_norm.module(seen)
         rows, places = layout.rows[where], layout.places[where]
         offset = 0
-        for name, w, b, norm, count in zip("qkv", weights, (part.b_q, part.b_k, part.b_v), part.wide_norms, counts, strict=True):
+        for name, w, b, norm, count in zip("qkv", weights, (part.b_q, part.b_k, part.b_v), self.wide_norms, counts, strict=True):
             mine = (chosen >= offset) & (chosen < offset + count)
             heads = torch.tensor(chosen[mine] - offset).to(now.device)
             offset += count
@@ -376,9 +377,9 @@ class _Block:
             where = torch.cat([torch.arange(layout.starts[s], layout.starts[s + 1]) for s in spans]).to(x.device)
             output = own(seen if self.part.mlp_norm is None else self.part.mlp_norm.module(seen), *args, **kwargs)
             some = first_tensor(output)
-            all_tokens = some.new_zeros((*x.shape[:2], some.shape[-1]))
+            all_tokens = some.new_zeros((*self.pre.shape[:2], some.shape[-1]))
             all_tokens[layout.rows[where], layout.places[where]] = some.reshape(-1, some.shape[-1])
-            return with_first_tensor(output, all_tokens)
+            return with_first_tensor(output, all_tokens.reshape(*x.shape[:-1], -1))  # OPT flattens its tokens
 
         return forward
 
