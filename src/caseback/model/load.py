@@ -80,6 +80,8 @@ def load_parts(
     """The transformers model, tokenizer and source of `load`, before they become a Model."""
     kind, where = _dtype(dtype), _device(device)
     text = None if name is None else os.fspath(name)
+    if text == "":
+        raise LoadError("the name of the model is empty; leave it out for the default model")
     path = None if text is None else Path(text).expanduser()
     if text is None or (text == default.ID and not (path and path.exists())):
         _no_revision(default.ID, revision)
