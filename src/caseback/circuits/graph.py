@@ -184,7 +184,7 @@ class Graph:
         """Which writer comes before which reader."""
         writer, reader = self.writer_layer[:, None], self.reader_layer[None]
         own = (self.writer_head >= 0)[:, None] & (self.reader_kind == 3)[None] & (writer == reader)
-        return _frozen((writer < reader) | (own & (not self.parallel)))
+        return _frozen(writer < reader if self.parallel else (writer < reader) | own)
 
     @cached_property
     def crossing_allowed(self) -> Bool[np.ndarray, "span_t span_s"]:
@@ -246,32 +246,37 @@ class Graph:
 
     def index(self, name: str) -> int:
         """Index of the edge of that name; with one span '@...' may be left out. Raises CircuitError, naming it."""
-        size = f"{self.n_layers} layers of {self.n_heads} heads with {self.n_groups} key/value inputs"
-
-        def place(kind: str, part: str, exist: str) -> int:
-            if part not in self._tables[kind]:
-                raise CircuitError(
-                    f"there is no edge {name[:200]!r}: {kind} {part[:100]!r} does not exist; there are {exist}"
-                )
-            return self._tables[kind][part]
-
         ends, at, where = name.partition("@")
-        spans = ", ".join(self.spans[:50])
-        if _ARROW in ends:
-            source, _, end = ends.partition(_ARROW)
-            span = place("span", where, spans) if at or self.n_spans > 1 else 0
-            writer = place("source", source, f"embed, a0.h0 and m0 to {self.writer_names[-1]}")
-            reader = place("end", end, f"a0.h0<q>, a0.h0<k>, a0.h0<v>, m0 ... and logits in {size}")
-            index = int(np.ravel_multi_index((span, writer, reader), self.residual_shape))
+        source, arrow, end = ends.partition(_ARROW)
+        unnamed = not at and self.n_spans == 1
+        if arrow:
+            span = 0 if unnamed else self._place(name, "span", where)
+            writer, reader = self._place(name, "source", source), self._place(name, "end", end)
+            index = (span * self.n_writers + writer) * self.n_readers + reader
         else:
-            before, _, after = where.partition(_ARROW) if at or self.n_spans > 1 else (*self.spans, "", *self.spans)
-            head = place("head input", ends, f"a0.h0<q>, a0.h0<k>, a0.h0<v> ... in {size}")
-            s, t = (place("span", span, spans) for span in (before, after))
+            before, _, after = (self.spans[0], "", self.spans[0]) if unnamed else where.partition(_ARROW)
+            head = self._place(name, "head input", ends)
+            s, t = self._place(name, "span", before), self._place(name, "span", after)
             index = self.n_residual + (head * self.n_spans + t) * self.n_spans + s
         if not self.allowed[index]:
-            last = "; the logits are read at the last span only" if ends.endswith("logits") else ""
+            last = "; the logits are read at the last span only" if end == "logits" else ""
             raise CircuitError(f"there is no edge {name[:200]!r}: its source does not come before its end{last}")
         return index
+
+    def _place(self, name: str, kind: str, part: str) -> int:
+        number = self._tables[kind].get(part)
+        if number is None:
+            size = f"{self.n_layers} layers of {self.n_heads} heads with {self.n_groups} key/value inputs"
+            exist = {
+                "span": ", ".join(self.spans[:50]),
+                "source": f"embed, a0.h0 and m0 to {self.writer_names[-1]}",
+                "end": f"a0.h0<q>, a0.h0<k>, a0.h0<v>, m0 ... and logits in {size}",
+                "head input": f"a0.h0<q>, a0.h0<k>, a0.h0<v> ... in {size}",
+            }[kind]
+            raise CircuitError(
+                f"there is no edge {name[:200]!r}: {kind} {part[:100]!r} does not exist; there are {exist}"
+            )
+        return number
 
     @cached_property
     def _tables(self) -> dict[str, dict[str, int]]:
@@ -286,7 +291,7 @@ class Graph:
         return replace(self, spans=spans)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads back."""
+        """Plain data for `from_json`."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"spans": list(self.spans)}
 
     @staticmethod
@@ -295,7 +300,7 @@ class Graph:
         try:
             return Graph(**{**data, "spans": tuple(data["spans"])})
         except (KeyError, TypeError) as error:
-            raise CircuitError(f"not the record of a graph ({error}): {str(data)[:200]}") from None
+            raise CircuitError(f"not the record of a graph ({str(error)[:200]}): {str(data)[:200]}") from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -324,11 +329,10 @@ class Scores:
     def flat(self) -> Float[np.ndarray, "index"]:
         """All scores by edge index; 0 where there is no edge. Raises CircuitError when a score is not finite."""
         flat = np.concatenate([self.residual.ravel(), self.crossing.ravel()])
-        bad = self.graph.allowed & ~np.isfinite(flat)
-        if bad.any():
-            first = int(np.argmax(bad))
-            name, n = self.graph.name(first), int(bad.sum())
-            raise CircuitError(f"scores must be finite; that of {name} is {flat[first]} ({n} edges so)")
+        bad = np.flatnonzero(self.graph.allowed & ~np.isfinite(flat))
+        if len(bad):
+            name = self.graph.name(bad[0])
+            raise CircuitError(f"scores must be finite; that of {name} is {flat[bad[0]]} ({len(bad)} edges so)")
         flat[~self.graph.allowed] = 0
         return _frozen(flat)
 
@@ -367,9 +371,9 @@ class Circuit:
 
     def __post_init__(self) -> None:
         _check_shapes(self.graph, self.residual, self.crossing)
-        extra = self.flat & ~self.graph.allowed
-        if extra.any():
-            name = self.graph.name(np.argmax(extra))
+        extra = np.flatnonzero(self.flat & ~self.graph.allowed)
+        if len(extra):
+            name = self.graph.name(extra[0])
             raise CircuitError(f"{name} is no edge of this graph: its source does not come before its end")
 
     @staticmethod
@@ -453,9 +457,7 @@ class Circuit:
 
     def _other(self, other: Circuit) -> Bool[np.ndarray, "index"]:
         if other.graph != self.graph:
-            raise CircuitError(
-                "circuits over different graphs cannot be combined: expand, collapse or convert one of them first"
-            )
+            raise CircuitError("circuits over different graphs cannot be combined: expand or collapse one of them")
         return other.flat
 
     def __or__(self, other: Circuit) -> Circuit:
@@ -485,15 +487,12 @@ class Circuit:
 
 def _split(graph: Graph, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One array by edge index → (residual, crossing)."""
-    return flat[: graph.n_residual].reshape(graph.residual_shape), flat[graph.n_residual :].reshape(
-        graph.crossing_shape
-    )
+    residual, crossing = np.split(flat, [graph.n_residual])
+    return residual.reshape(graph.residual_shape), crossing.reshape(graph.crossing_shape)
 
 
 def _check_shapes(graph: Graph, residual: np.ndarray, crossing: np.ndarray) -> None:
-    for name, array, shape in (
-        ("residual", residual, graph.residual_shape),
-        ("crossing", crossing, graph.crossing_shape),
-    ):
+    shapes = {"residual": (residual, graph.residual_shape), "crossing": (crossing, graph.crossing_shape)}
+    for name, (array, shape) in shapes.items():
         if array.shape != shape:
             raise CircuitError(f"the {name} edges of this graph have the shape {shape}, not {array.shape}")
