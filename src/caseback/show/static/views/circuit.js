@@ -1,0 +1,89 @@
+// The page of a circuit run, top to bottom: what was found, on which question, the circuit itself, and why to believe it.
+
+import { dial, startOf } from "caseback/dial";
+import { el, put } from "caseback/dom";
+import { curveSection, minimalitySection, tableSection } from "caseback/evidence";
+import { graphOf } from "caseback/graph";
+import { circuitGrid } from "caseback/grid";
+import { headline } from "caseback/headline";
+import { loupe } from "caseback/loupe";
+import { promptFigure } from "caseback/prompts";
+import { recordSection } from "caseback/record";
+import { hashState } from "caseback/state";
+
+const TOGGLES = [
+  [["residual", "residual"], ["crossing", "crossing"]],
+  [["q", "q"], ["k", "k"], ["v", "v"]],
+  [["for", "supports"], ["against", "opposes"]],
+];
+
+export function view(root, payload) {
+  const graph = graphOf(payload);
+  const state = hashState({ n: String(startOf(payload.curve, graph.maxRank)), node: "", hide: "", prompt: "1", theme: "" });
+  put(root,
+    masthead(payload, state),
+    headline(payload, state),
+    el("section", { "aria-label": "The question" }, promptFigure(payload, state)),
+    el("div", { class: "bench" },
+      dial(payload, graph, state),
+      el("section", { id: "circuit" },
+        el("div", { class: "bar" }, el("h2", {}, "The circuit"), toggles(state)),
+        el("div", { class: "stage" }, circuitGrid(graph, payload, state), loupe(graph, state)),
+        key())),
+    curveSection(payload, state),
+    tableSection(payload, graph, state),
+    minimalitySection(payload, graph),
+    recordSection(payload, graph),
+    el("footer", {}, "Made by caseback. This file holds everything it shows and asks nothing of any network."));
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && state.get().node) state.set({ node: "" });
+  });
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((box) => box.setAttribute("open", "")));
+}
+
+function masthead(payload, state) {
+  const dark = () => (state.get().theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const button = el("button", { type: "button", class: "quiet theme", onclick: () => state.set({ theme: dark() ? "light" : "dark" }) });
+  const root = document.documentElement;
+  const follow = () => put(button, dark() ? "light" : "dark");
+  state.listen(({ theme }) => {
+    if (theme === "light" || theme === "dark") root.style.setProperty("color-scheme", theme);
+    else root.style.removeProperty("color-scheme");
+    follow();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", follow);
+  const { model, task } = payload;
+  return el("header", { class: "masthead" },
+    el("p", { class: "mark" }, "caseback"),
+    el("div", {}, el("h1", {}, payload.title), el("p", { class: "soft" }, task.description)),
+    el("p", { class: "soft model" }, model.id),
+    button);
+}
+
+function toggles(state) {
+  const hidden = () => new Set(state.get().hide.split(",").filter(Boolean));
+  const buttons = new Map();
+  const flip = (name) => {
+    const set = hidden();
+    if (!set.delete(name)) set.add(name);
+    state.set({ hide: [...set].join(",") });
+  };
+  const groups = TOGGLES.map((group) => el("span", { class: "choice", role: "group" }, group.map(([name, text]) => {
+    const button = el("button", { type: "button", class: name, onclick: () => flip(name) }, text);
+    buttons.set(name, button);
+    return button;
+  })));
+  state.listen(() => {
+    const set = hidden();
+    for (const [name, button] of buttons) button.setAttribute("aria-pressed", String(!set.has(name)));
+  });
+  return el("div", { class: "toggles", role: "group", "aria-label": "Edges shown" }, groups);
+}
+
+function key() {
+  const sample = (look) => el("i", { class: `sample ${look}` });
+  return el("p", { class: "key soft" },
+    el("span", {}, sample("for"), "supports the answer"), el("span", {}, sample("against"), "opposes it"),
+    el("span", {}, sample("head"), "head"), el("span", {}, sample("kv"), "keys and values"), el("span", {}, sample("mlp"), "MLP"),
+    el("span", {}, "wider is stronger; upward inside a column is the residual stream, across columns is attention"));
+}
