@@ -26,7 +26,7 @@ from caseback.model.model import Model
 from caseback.model.run import execute
 from caseback.model.taps import ATTENTION_SITES, Key, Tap
 
-__all__ = ["Identity", "Report", "check", "family_for"]
+__all__ = ["IDENTITIES", "Identity", "Report", "check", "family_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,16 @@ def check(model: Model, *, seed: int = 0) -> Report:
     batch = _prompts(model, seed)
     tolerance = _tolerance(model)
     found = []
-    for name, (equation, measure) in _IDENTITIES.items():
+    for name, (equation, measure) in IDENTITIES.items():
         try:
             found.append(Identity(name=name, equation=equation, error=measure(model, batch), tolerance=tolerance))
         except _Skip as skip:
             found.append(Identity(name=name, equation=equation, skipped=str(skip)))
     for offer in registry.names("check"):
-        found.extend(registry.get("check", offer)(model, seed=seed))
+        if offer == "circuits" and not model.family.circuits:
+            found.append(Identity(name=offer, equation="circuits are exact", skipped=model.family.why_not))
+        else:
+            found.extend(registry.get("check", offer)(model, seed=seed))
     return Report(model=model.name, family=model.family, identities=tuple(found))
 
 
@@ -123,7 +126,7 @@ def family_for(hf: Any) -> Family:
         failed = check(Model(hf, family=row)).failed
     except CasebackError as error:
         raise FamilyError(f"{without} does not fit: {error}") from error
-    if core := [identity for identity in failed if identity.name in _IDENTITIES]:
+    if core := [identity for identity in failed if identity.name in IDENTITIES]:
         names = ", ".join(f"{identity.name} (error {identity.error:.0e})" for identity in core)
         raise FamilyError(f"{without} fails these identities: {names}; write a row in caseback.model.families")
     return replace(row, circuits=False, why_not=f"its row is guessed, and {failed[0].name} fails") if failed else row
@@ -423,7 +426,7 @@ def _attached(model: Model) -> tuple[Any, ...]:
 
 
 Measure = Callable[[Model, Batch], float]
-_IDENTITIES: Mapping[str, tuple[str, Measure]] = {
+IDENTITIES: Mapping[str, tuple[str, Measure]] = {
     "sites": ("every site is reached and has its shape", _sites),
     "residual": ("resid_post = scale · (resid_pre + Σ writes)", _residual),
     "readers": ("attn_in, mlp_in = norm(stream); mlp = down_proj(mlp_hidden)", _readers),
