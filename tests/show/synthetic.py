@@ -13,16 +13,36 @@ from caseback.show.circuit import circuit_payload
 SPANS = ("bos", "prefix", "IO", "and", "S1", "S1+1", "action1", "S2", "action2", "to")
 GRAPH = Graph(n_layers=30, n_heads=9, n_kv_heads=3, spans=SPANS)
 
-_PROMPTS = [
-    (["<|endoftext|>", "When", " Mary", " and", " John", " went", " to", " the", " store", ",", " John", " gave", " a", " drink", " to"],
-     ["<|endoftext|>", "When", " Alice", " and", " Peter", " went", " to", " the", " store", ",", " Carol", " gave", " a", " drink", " to"],
-     " Mary", " John"),
-    (["<|endoftext|>", "When", " Sarah", " and", " Paul", " walked", " to", " the", " park", ",", " Paul", " handed", " a", " ball", " to"],
-     ["<|endoftext|>", "When", " Lucy", " and", " Mark", " walked", " to", " the", " park", ",", " Anna", " handed", " a", " ball", " to"],
-     " Sarah", " Paul"),
-]
-_RANGES = (("bos", 0, 1), ("prefix", 1, 2), ("IO", 2, 3), ("and", 3, 4), ("S1", 4, 5), ("S1+1", 5, 6), ("action1", 6, 10), ("S2", 10, 11),
-           ("action2", 11, 14), ("to", 14, 15))
+
+def _prompt(
+    io: str, s: str, verb: str, place: str, action: str, thing: str, others: tuple[str, str, str]
+) -> dict[str, Any]:
+    def tokens(a: str, b: str, c: str) -> list[str]:
+        words = f"{a} and {b} {verb} to the {place} , {c} {action} a {thing} to".split()
+        return ["<|endoftext|>", "When", *(word if word == "," else f" {word}" for word in words)]
+
+    return {
+        "tokens": tokens(io, s, s),
+        "counterfactual": tokens(*others),
+        "spans": _RANGES,
+        "answers": [f" {io}"],
+        "foils": [f" {s}"],
+        "metric": 3.1,
+    }
+
+
+_RANGES = (
+    ("bos", 0, 1),
+    ("prefix", 1, 2),
+    ("IO", 2, 3),
+    ("and", 3, 4),
+    ("S1", 4, 5),
+    ("S1+1", 5, 6),
+    ("action1", 6, 10),
+    ("S2", 10, 11),
+    ("action2", 11, 14),
+    ("to", 14, 15),
+)
 
 
 def scores(graph: Graph, seed: int) -> np.ndarray:
@@ -82,7 +102,9 @@ def best_first(graph: Graph, flat: np.ndarray, n: int) -> np.ndarray:
             layer, head = int(graph.writer_layer[what]), int(graph.writer_head[what])
             for c in range(3):
                 for s in range(span + 1):
-                    index = graph.n_residual + int(np.ravel_multi_index((c, layer, head, span, s), graph.crossing_shape))
+                    index = graph.n_residual + int(
+                        np.ravel_multi_index((c, layer, head, span, s), graph.crossing_shape)
+                    )
                     start = ("in", span if c == 0 else s, int(graph.starts[c, layer, head]))
                     heapq.heappush(heap, (-abs(crossing[c, layer, head, span, s]), index, start))
         elif what > 0:
@@ -107,11 +129,22 @@ def curve(sizes: list[int], seed: int = 0) -> dict[str, Any]:
     own, agnostic, random = rising(2.1, 2.6, 1.02), rising(3.2, 2.2, 0.99), rising(5.2, 2.4, 0.95)
     width = np.clip(0.11 - 0.012 * x, 0.02, 1)
     return {
-        "edges": sizes, "sizes": sizes, "token_edges": [n * 2.13 for n in sizes],
-        "faithfulness": own, "low": own - width, "high": own + 0.9 * width,
-        "random": random, "random_low": random - 0.05, "random_high": random + 0.05,
-        "agnostic": agnostic, "agnostic_low": agnostic - width, "agnostic_high": agnostic + width,
-        "ratio": 0.05 + 0.95 * own, "agreement": np.clip(own, 0, 1), "kl": 2.4 * np.exp(-x), "level": 0.95,
+        "edges": sizes,
+        "sizes": sizes,
+        "token_edges": [n * 2.13 for n in sizes],
+        "faithfulness": own,
+        "low": own - width,
+        "high": own + 0.9 * width,
+        "random": random,
+        "random_low": random - 0.05,
+        "random_high": random + 0.05,
+        "agnostic": agnostic,
+        "agnostic_low": agnostic - width,
+        "agnostic_high": agnostic + width,
+        "ratio": 0.05 + 0.95 * own,
+        "agreement": np.clip(own, 0, 1),
+        "kl": 2.4 * np.exp(-x),
+        "level": 0.95,
     }
 
 
@@ -120,19 +153,32 @@ def payload(n_edges: int = 20_000, *, graph: Graph = GRAPH, seed: int = 0, **cha
     rng = np.random.default_rng(seed)
     flat = scores(graph, seed)
     index = best_first(graph, flat, n_edges)
-    score = flat[index]
-    top = index[np.argsort(-np.abs(score))[:60]]
+    top = index[np.argsort(-np.abs(flat[index]))[:60]]
     exact = flat[top] * rng.normal(0.92, 0.22, len(top)) + rng.normal(0, 0.012, len(top))
+    sample = rng.normal(0, 0.02, (300, 2))
+    sample[:, 1] = 0.9 * sample[:, 0] + 0.4 * sample[:, 1]
+    losses = 0.3 * np.exp(-np.arange(30) / 6) - 0.01
+    task = {
+        "name": "ioi",
+        "description": "Indirect object identification, ABBA: the name that was named once",
+        "metric": "logit_diff",
+        "n": 200,
+        "held_out": 93,
+        "accuracy": 0.935,
+        "dropped": {"wrong answer": 13, "bad tokenisation": 1},
+    }
     fields: dict[str, Any] = {
         "title": "Which edges tell who gets the drink",
         "graph": graph,
         "model": {"id": "SmolLM2-135M-Instruct", "revision": "invented"},
-        "task": {"name": "ioi", "description": "Indirect object identification, ABBA: the name that was named once",
-                 "metric": "logit_diff", "n": 200, "held_out": 93, "accuracy": 0.935, "dropped": {"wrong answer": 13, "bad tokenisation": 1}},
-        "index": index, "score": score, "rank": np.arange(1, len(index) + 1), "abs_score": float(np.abs(flat).sum()),
+        "task": task,
+        "index": index,
+        "score": flat[index],
+        "rank": np.arange(1, len(index) + 1),
+        "abs_score": float(np.abs(flat).sum()),
         "prompts": [
-            {"tokens": clean, "spans": _RANGES, "counterfactual": other, "answers": [answer], "foils": [foil], "metric": 3.1}
-            for clean, other, answer, foil in _PROMPTS
+            _prompt("Mary", "John", "went", "store", "gave", "drink", ("Alice", "Peter", "Carol")),
+            _prompt("Sarah", "Paul", "walked", "park", "handed", "ball", ("Lucy", "Mark", "Anna")),
         ],
         "curve": curve([5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000], seed),
         "areas": [
@@ -140,16 +186,51 @@ def payload(n_edges: int = 20_000, *, graph: Graph = GRAPH, seed: int = 0, **cha
             {"name": "without positions", "cpr_linear": 0.91, "cpr_log": 0.34, "cmd_linear": 0.09, "cmd_log": 0.66},
             {"name": "random, same size", "cpr_linear": 0.11, "cpr_log": 0.04, "cmd_linear": 0.89, "cmd_log": 0.96},
         ],
-        "minimality": {"edges": 200, "rows": [
-            {"edge": int(e), "loss": x, "low": x - 0.02, "high": x + 0.02} for e, x in zip(top[:30], 0.3 * np.exp(-np.arange(30) / 6) - 0.01, strict=True)
-        ]},
-        "completeness": {"edges": [100, 1000, 10_000], "faithfulness": [0.93, 0.55, 0.04], "low": [0.9, 0.5, 0.0], "high": [0.96, 0.6, 0.08]},
-        "table": [{"edge": int(e), "score": flat[e], "exact": x, "low": x - 0.03, "high": x + 0.03} for e, x in zip(top, exact, strict=True)],
-        "validation": {"pearson": 0.94, "spearman": 0.88, "sign_agreement": 0.93, "n": 500,
-                       "sample": [[float(a), float(a * 0.9 + b)] for a, b in zip(rng.normal(0, 0.02, 300), rng.normal(0, 0.008, 300), strict=True)]},
-        "settings": {"scores": "EAP", "ablation": "counterfactual", "selector": "best-first", "grouped": True, "seed": 0, "draws": 3, "bootstrap": 1000},
-        "environment": {"caseback": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "python": "3.11", "device": "cpu", "dtype": "float32"},
+        "minimality": {
+            "edges": 200,
+            "rows": [
+                {"edge": edge, "loss": loss, "low": loss - 0.02, "high": loss + 0.02}
+                for edge, loss in zip(top[:30], losses, strict=False)
+            ],
+        },
+        "completeness": {
+            "edges": [100, 1000, 10_000],
+            "faithfulness": [0.93, 0.55, 0.04],
+            "low": [0.9, 0.5, 0.0],
+            "high": [0.96, 0.6, 0.08],
+        },
+        "table": [
+            {"edge": edge, "score": flat[edge], "exact": x, "low": x - 0.03, "high": x + 0.03}
+            for edge, x in zip(top, exact, strict=True)
+        ],
+        "validation": {"pearson": 0.94, "spearman": 0.88, "sign_agreement": 0.93, "n": 500, "sample": sample},
+        "settings": {
+            "scores": "EAP",
+            "ablation": "counterfactual",
+            "selector": "best-first",
+            "grouped": True,
+            "seed": 0,
+        },
+        "environment": {"caseback": "0.1.0", "torch": "2.13.0", "python": "3.11", "device": "cpu", "dtype": "float32"},
         "cost": {"forwards": 7312, "backwards": 300, "seconds": 171.4, "peak_memory_mb": 1873.0},
         "notes": ["Every number on this page is invented; it exists to test the drawing."],
     }
     return circuit_payload(**{**fields, **changes})
+
+
+def hostile() -> list[str]:
+    """Text that would like to be more than text."""
+    return [
+        "</script><script>window.pwned = 1</script>",
+        "<img src=x onerror='window.pwned=1'>",
+        "<!--<script>",
+        "]]> --> <![CDATA[ ' \" ` ${window.pwned=1} {title} %s",
+        "\u202etxet desrever\u202c \u2066isolated\u2069",
+        "\x1b[31mred\x1b[0m \x00 \x07 bell",
+        "line\u2028separator\u2029paragraph\n\r\t",
+        "zero\u200bwidth\ufeff \ud83d lone surrogate",
+        "javascript:window.pwned=1",
+        "&lt;b&gt;&amp;",
+        "a" * 500,
+        "Z̸̡̛̗͙̯̞̦̹̖̪͍̆̅̑̓͑̈́̚͜͝a̷l̶g̵o " + "\u0301" * 60,
+    ]

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from caseback.circuits.graph import Graph
-from caseback.show.payload import MAX_EDGES, MAX_PROMPTS, plain, validate
+from caseback.show.payload import MAX_EDGES, MAX_PROMPTS, validate
+from caseback.study.spec import plain
 
 __all__ = ["Ends", "circuit_payload", "edge_ends"]
 

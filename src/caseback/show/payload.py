@@ -46,7 +46,6 @@ notes           [str]
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -55,7 +54,7 @@ import numpy as np
 
 from caseback.core.errors import CasebackError
 
-__all__ = ["CHANNELS", "MAX_EDGES", "MAX_PROMPTS", "plain", "validate"]
+__all__ = ["CHANNELS", "MAX_EDGES", "MAX_PROMPTS", "validate"]
 
 CHANNELS = ("in", "q", "k", "v", "cross q", "cross k", "cross v")
 """What an edge's `channel` means."""
@@ -68,21 +67,6 @@ _CURVE_OPTIONAL = (
     *("random", "random_low", "random_high", "agnostic", "agnostic_low", "agnostic_high"),
     *("sizes", "token_edges", "ratio", "agreement", "kl"),
 )
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON types: arrays and tuples become lists, numpy numbers Python's, and what is not finite null."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [plain(item) for item in value]
-    return str(value)
 
 
 def validate(payload: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ const BETWEEN = 12; // stops a decade besides the measured sizes
 export function stopsOf(curve, maxRank) {
   const measured = curve?.edges ?? [];
   const top = Math.max(maxRank, ...measured, 1);
-  const steps = Array.from({ length: Math.ceil(Math.log10(top) * BETWEEN) + 1 }, (_, i) => Math.round(10 ** (i / BETWEEN)));
-  const free = [...steps, top].filter((n) => n >= 1 && n <= top && !measured.some((m) => Math.abs(Math.log(n / m)) < 0.08));
+  const steps = Array.from({ length: Math.ceil(Math.log10(top) * BETWEEN) }, (_, i) => Math.round(10 ** (i / BETWEEN)));
+  const free = [...steps, top].filter((n) => n <= top && !measured.some((m) => Math.abs(Math.log(n / m)) < 0.08));
   return [...new Set([...measured, ...free])].sort((a, b) => a - b);
 }
 
@@ -47,7 +47,9 @@ export function dial(payload, graph, state) {
     input.setAttribute("aria-valuetext", `${plural(stops[at], "edge")}, ${value}${where && `, ${where}`}`);
   });
   return el("div", { class: "dial" },
-    el("label", { for: "size" }, "Size of the circuit"), el("div", { class: "track" }, scale, input), el("div", { class: "readout" }, size, kept));
+    el("label", { for: "size" }, "Size of the circuit"),
+    el("div", { class: "track" }, scale, input),
+    el("div", { class: "readout" }, size, kept));
 }
 
 function drawnScale(curve, stops, width) {
@@ -56,7 +58,7 @@ function drawnScale(curve, stops, width) {
   const x = (n) => at(stops.indexOf(n));
   const ticks = log([1, stops.at(-1)], [0, 1]).ticks().filter((n) => n <= stops.at(-1));
   const near = (n) => at(nearest(stops, n));
-  const labels = ticks.map((n) => svg("text", { x: Math.max(4, near(n)), y: height + 25, "text-anchor": "middle" }, count(n)));
+  const labels = ticks.map((n) => svg("text", { x: near(n), y: height + 25, "text-anchor": "middle" }, count(n)));
   if (!curve?.edges.length) return svg("svg", { width, height: height + 28 }, labels);
   const [low, high] = extent([...curve.faithfulness, 0, 1]);
   const y = linear([Math.max(-0.5, low), Math.min(1.6, high)], [height - 2, 3]);
@@ -65,5 +67,6 @@ function drawnScale(curve, stops, width) {
   return svg("svg", { width, height: height + 28 },
     svg("line", { class: "full", x1: INSET, x2: width - INSET, y1: y(1), y2: y(1) }),
     svg("path", { class: "spark", d: points.map(([px, f], i) => `${i ? "L" : "M"}${px.toFixed(1)} ${inside(f).toFixed(1)}`).join("") }),
-    curve.edges.map((n) => svg("line", { class: "notch", x1: x(n), x2: x(n), y1: height + 2, y2: height + 14 })), labels);
+    curve.edges.map((n) => svg("line", { class: "notch", x1: x(n), x2: x(n), y1: height + 2, y2: height + 14 })),
+    labels);
 }

@@ -39,7 +39,7 @@ export function graphOf(payload) {
 
   function place(id) {
     const { kind, layer, head } = node(id);
-    return { embed: "embed", logits: "logits", head: `a${layer}.h${head}`, kv: `a${layer}.kv${head}`, mlp: `m${layer}` }[kind];
+    return { head: `a${layer}.h${head}`, kv: `a${layer}.kv${head}`, mlp: `m${layer}` }[kind] ?? kind;
   }
 
   const name = (id) => `${place(id)}@${spans[node(id).span]}`;
@@ -68,7 +68,7 @@ export function graphOf(payload) {
   const key = (e) => `${e.channel} ${e.source} ${e.target}`;
   for (let i = 0; i < n; i++) byEnds.set(key(edge(i)), i);
   const byName = new Map();
-  for (const ids of [edges.source, edges.target]) for (const id of ids) if (!byName.has(name(id))) byName.set(name(id), id);
+  for (const id of new Set([...edges.source, ...edges.target])) byName.set(name(id), id);
 
   // How many carried edges a circuit of `size` edges holds: edges are sorted by rank.
   function carried(size) {

@@ -1,11 +1,12 @@
 // The circuit on its grid. Draws at most LIMIT edges, the strongest, and says how many it did not draw.
-// Sign is told by hue and by dashes, strength by width; the pointer finds the nearest edge or node, the arrow keys walk the nodes.
+// Sign is told by hue and by dashes, strength by width; the pointer finds the nearest edge or node, the arrow keys walk
+// the nodes.
 
 import { el, framed, onWidth, put, svg } from "caseback/dom";
 import { count, number, plural, score } from "caseback/format";
 import { CHANNELS, crossing, INPUTS } from "caseback/graph";
 import { distance, layoutOf, path, wire } from "caseback/layout";
-import { hue } from "caseback/prompts";
+import { chosenPrompt, hue } from "caseback/prompts";
 
 export const LIMIT = 1500;
 const GUTTER = 46; // layer numbers, px
@@ -41,7 +42,8 @@ export function circuitGrid(graph, payload, state) {
     layout = layoutOf(graph, width);
     drawGutter(gutter, graph, layout);
     redraw();
-    requestAnimationFrame(() => scroll.scrollTo({ left: layout.width, behavior: "instant" })); // the answer is at the right
+    // The answer is at the right.
+    requestAnimationFrame(() => scroll.scrollTo({ left: layout.width, behavior: "instant" }));
   });
   state.listen((_, changed) => {
     if (["n", "node", "hide", "prompt"].some((key) => changed.has(key))) redraw();
@@ -54,7 +56,9 @@ export function circuitGrid(graph, payload, state) {
     focus = found?.node ?? -1;
     if (found?.edge === undefined) state.set({ node: found ? graph.name(found.node) : "" });
   });
-  picture.addEventListener("focus", () => drawn && !picture.matches(":hover") && show({ node: standing() }));
+  picture.addEventListener("focus", () => {
+    if (drawn && !picture.matches(":hover")) show({ node: standing() });
+  });
   picture.addEventListener("blur", () => drawn && show(null));
   picture.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
@@ -128,7 +132,12 @@ export function circuitGrid(graph, payload, state) {
     const { channel, source, target, rank, score: scores } = graph.edges;
     const [s, t] = [graph.node(source[i]), graph.node(target[i])];
     const input = INPUTS[channel[i]];
-    const reader = { logits: "the answer", mlp: `MLP of layer ${t.layer}`, head: `${input} of head ${t.head}, layer ${t.layer}`, kv: `${input} of KV head ${t.head}, layer ${t.layer}` }[t.kind];
+    const reader = {
+      logits: "the answer",
+      mlp: `MLP of layer ${t.layer}`,
+      head: `${input} of head ${t.head}, layer ${t.layer}`,
+      kv: `${input} of KV head ${t.head}, layer ${t.layer}`,
+    }[t.kind];
     const what = crossing(channel[i])
       ? `inside head ${t.head} of layer ${t.layer}, ${input}: ${graph.spans[s.span]} → ${graph.spans[t.span]}`
       : `${graph.place(source[i])} → ${reader}, at ${graph.spans[t.span]}`;
@@ -176,13 +185,16 @@ function draw(graph, payload, layout, choice, picture) {
   const drawnEdges = [...wires].reverse().map(({ i, p }) => {
     const strength = Math.sqrt(Math.abs(edges.score[i]) / most);
     return svg("path", {
-      class: edges.score[i] >= 0 ? "edge for" : "edge against", d: path(p),
-      "stroke-width": (0.7 + 3.1 * strength).toFixed(2), opacity: (quiet * (0.3 + 0.7 * strength)).toFixed(2),
+      class: edges.score[i] >= 0 ? "edge for" : "edge against",
+      d: path(p),
+      "stroke-width": (0.7 + 3.1 * strength).toFixed(2),
+      opacity: (quiet * (0.3 + 0.7 * strength)).toFixed(2),
     });
   });
 
   const heaviest = Math.max(1e-12, ...nodes.values());
-  const drawnNodes = [...nodes].map(([id, weight]) => glyph(graph.node(id), layout, Math.sqrt(weight / heaviest), id === alone));
+  const drawnNodes = [...nodes].map(([id, weight]) =>
+    glyph(graph.node(id), layout, Math.sqrt(weight / heaviest), id === alone));
   const mark = svg("g", { class: "mark" });
   picture.setAttribute("width", layout.width);
   picture.setAttribute("height", layout.height);
@@ -210,14 +222,15 @@ function draw(graph, payload, layout, choice, picture) {
 function remarks(graph, size, matching, drawn, alone) {
   const parts = [`${plural(drawn, "edge")} drawn`];
   if (matching > drawn) parts.push(`${count(matching - drawn)} weaker ones not drawn`);
-  if (alone < 0 && graph.carried(size) < size) parts.push(`${count(size - graph.carried(size))} of the circuit’s ${count(size)} are not in this file`);
+  const missing = size - graph.carried(size);
+  if (alone < 0 && missing > 0) parts.push(`${count(missing)} of the circuit’s ${count(size)} are not in this file`);
   return `${parts.join(" · ")}.`;
 }
 
 // Columns, rows, names, and a faint dot for every node of the model.
 function frame(graph, payload, layout, choice) {
   const { L, H, K, spans } = graph;
-  const prompt = payload.prompts[Math.min(payload.prompts.length, Math.max(1, Math.trunc(Number(choice.prompt)) || 1)) - 1];
+  const prompt = chosenPrompt(payload, choice);
   const example = (name) => {
     const found = prompt?.spans.find(([span]) => span === name);
     return found ? prompt.tokens.slice(found[1], found[2]).join("").trim() : "";
@@ -234,13 +247,17 @@ function frame(graph, payload, layout, choice) {
     dots += `M${x.toFixed(1)} ${y.toFixed(1)}h0`;
   }
   return svg("g", { class: "frame" },
-    spans.map((name, s) => svg("g", { class: "column", style: { "--hue": hue(s) } },
-      s % 2 === 0 && svg("rect", { class: "lane", x: layout.columns[s].left, y: layout.top, width: layout.columns[s].width, height: layout.floor - layout.top + 28 }),
-      svg("rect", { class: "tint", x: layout.columns[s].left + 4, y: layout.floor + 30, width: layout.columns[s].width - 8, height: 3 }),
-      svg("text", { class: "span-name", x: layout.centre(s), y: layout.floor + 48 }, fits(name, s), svg("title", {}, name)),
-      svg("text", { class: "span-name", x: layout.centre(s), y: 14 }, fits(name, s), svg("title", {}, name)),
-      svg("text", { class: "example", x: layout.centre(s), y: layout.floor + 65 }, fits(example(name), s)))),
-    Array.from({ length: L }, (_, l) => svg("line", { class: "layer", x1: 0, x2: layout.right, y1: layout.ground(l), y2: layout.ground(l) })),
+    spans.map((name, s) => {
+      const { left: x, width } = layout.columns[s];
+      const head = (y) => svg("text", { class: "span-name", x: layout.centre(s), y }, fits(name, s), svg("title", {}, name));
+      return svg("g", { style: { "--hue": hue(s) } },
+        s % 2 === 0 && svg("rect", { class: "lane", x, y: layout.top, width, height: layout.floor - layout.top + 28 }),
+        svg("rect", { class: "tint", x: x + 4, y: layout.floor + 30, width: width - 8, height: 3 }),
+        head(14), head(layout.floor + 48),
+        svg("text", { class: "example", x: layout.centre(s), y: layout.floor + 65 }, fits(example(name), s)));
+    }),
+    Array.from({ length: L }, (_, l) =>
+      svg("line", { class: "layer", x1: 0, x2: layout.right, y1: layout.ground(l), y2: layout.ground(l) })),
     svg("text", { x: layout.centre(spans.length - 1) - 12, y: layout.top - 14, "text-anchor": "end" }, "logits"),
     svg("path", { class: "dot", d: dots }));
 }
@@ -258,7 +275,11 @@ function glyph({ id, kind, span }, layout, strength, chosen) {
   const { x, y } = layout.at(id);
   const r = layout.radius * (0.62 + 0.5 * strength);
   const common = { class: `${kind}${chosen ? " chosen" : ""}`, style: { "--hue": hue(span) } };
-  if (kind === "mlp") return svg("rect", { ...common, x: x - r * 1.5, y: y - r * 0.85, width: r * 3, height: r * 1.7, rx: 0.8 });
-  if (kind === "kv") return svg("path", { ...common, d: `M${x} ${y - r * 1.3}L${x + r * 1.25} ${y + r}H${x - r * 1.25}Z` });
+  if (kind === "mlp") {
+    return svg("rect", { ...common, x: x - r * 1.5, y: y - r * 0.85, width: r * 3, height: r * 1.7, rx: 0.8 });
+  }
+  if (kind === "kv") {
+    return svg("path", { ...common, d: `M${x} ${y - r * 1.3}L${x + r * 1.25} ${y + r}H${x - r * 1.25}Z` });
+  }
   return svg("circle", { ...common, cx: x, cy: y, r: kind === "head" ? r : r * 1.35 });
 }

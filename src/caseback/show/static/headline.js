@@ -2,7 +2,7 @@
 
 import { el, put } from "caseback/dom";
 import { dotRows } from "caseback/dots";
-import { count, interval, part, percent } from "caseback/format";
+import { count, interval, part, percent, plural } from "caseback/format";
 import { extent, nearest } from "caseback/scales";
 
 export function headline(payload, state) {
@@ -29,7 +29,8 @@ export function headline(payload, state) {
       ));
     });
   } else {
-    put(words, el("p", { class: "claim" }, `A circuit of up to ${count(Math.max(0, ...payload.edges.rank.slice(-1)))} edges`),
+    const most = payload.edges.rank.at(-1) ?? 0;
+    put(words, el("p", { class: "claim" }, `A circuit of up to ${count(most)} edges`),
       el("p", { class: "controls" }, "Its faithfulness was not measured in this run."));
   }
   return el("section", { class: "headline", "aria-label": "What was found" }, words, gauge);
@@ -39,18 +40,20 @@ export function headline(payload, state) {
     const of = (x, low, high) => [el("b", {}, percent(x)), " ", el("span", { class: "interval" }, interval(low, high))];
     const value = curve.faithfulness[k];
     const claim = el("p", { class: "claim" },
-      el("b", {}, `${count(size)} ${size === 1 ? "edge" : "edges"}`), `, ${part(size / graph.edges)} of the graph, keep `,
-      el("b", { class: "own" }, percent(value)), " of the answer.");
+      el("span", {}, el("b", {}, plural(size, "edge")), `, ${part(size / graph.edges)} of the graph,`), " ",
+      el("span", {}, size === 1 ? "keeps " : "keep ", el("b", { class: "own" }, percent(value)), " of the answer."));
     const against = [];
     if (curve.random) {
-      against.push("A random circuit of the same size keeps ", of(curve.random[k], curve.random_low?.[k], curve.random_high?.[k]), ". ");
+      const kept = of(curve.random[k], curve.random_low?.[k], curve.random_high?.[k]);
+      against.push("A random circuit of the same size keeps ", kept, ". ");
     }
     if (curve.agnostic) {
       const enough = curve.agnostic.findIndex((x) => typeof x === "number" && x >= value);
       const behind = typeof curve.agnostic[k] === "number" && curve.agnostic[k] < value;
       against.push("One that ignores positions keeps ",
         of(curve.agnostic[k], curve.agnostic_low?.[k], curve.agnostic_high?.[k]),
-        behind && (enough < 0 ? " and as much at no size measured" : [" and needs ", el("b", {}, count(curve.edges[enough])), " edges for as much"]),
+        behind && enough < 0 && " and as much at no size measured",
+        behind && enough >= 0 && [" and needs ", el("b", {}, count(curve.edges[enough])), " edges for as much"],
         ".");
     }
     const range = interval(curve.low[k], curve.high[k]);

@@ -31,7 +31,8 @@ export function layoutOf(graph, width) {
     if (kind === "mlp") return { x, y: ground(layer) - (lines + 1.55) * line };
     if (kind === "kv") return { x: x + spread(head, K, (inLine / K) * pitch), y: ground(layer) - 0.55 * line };
     const level = Math.floor(head / inLine);
-    return { x: x + spread(head % inLine, Math.min(inLine, H - level * inLine), pitch), y: ground(layer) - (level + 1.55) * line };
+    const inThis = Math.min(inLine, H - level * inLine);
+    return { x: x + spread(head % inLine, inThis, pitch), y: ground(layer) - (level + 1.55) * line };
   }
 
   return {

@@ -26,9 +26,12 @@ export function loupe(graph, state) {
     }
     const listed = [...weight].sort((a, b) => b[1] - a[1]).slice(0, STRONGEST);
     return [el("h3", {}, "Strongest nodes"),
-      el("p", { class: "soft" }, `of ${plural(weight.size, "node")}, by the sum of |score| over their edges. Choose one to see its edges alone.`),
-      el("ol", { class: "entries" }, listed.map(([id, w]) =>
-        entry(graph.place(id), `@${graph.spans[graph.node(id).span]}`, number(w, 3), w / listed[0][1], "", () => choose(id), graph.describe(id))))];
+      el("p", { class: "soft" },
+        `of ${plural(weight.size, "node")}, by the sum of |score| over their edges. Choose one to see its edges alone.`),
+      el("ol", { class: "entries" }, listed.map(([id, w]) => entry({
+        name: graph.place(id), where: `@${graph.spans[graph.node(id).span]}`, value: number(w, 3), share: w / listed[0][1],
+        look: null, id, title: graph.describe(id),
+      })))];
   }
 
   function isolated(id, choice) {
@@ -52,15 +55,18 @@ export function loupe(graph, state) {
         const { channel, score, rank } = graph.edges;
         const other = graph.edges[end][i];
         const input = channel[i] && !crossing(channel[i]) ? `<${CHANNELS[channel[i]]}>` : "";
-        const where = crossing(channel[i]) ? `${CHANNELS[channel[i]].toUpperCase()} @${graph.spans[graph.node(other).span]}` : input;
-        return entry(graph.place(other), where, number(score[i], 4), Math.abs(score[i]) / most, score[i] >= 0 ? "for" : "against",
-          () => choose(other), `${graph.edgeName(i)}, edge ${count(rank[i])}`);
+        const span = graph.spans[graph.node(other).span];
+        return entry({
+          name: graph.place(other), where: crossing(channel[i]) ? `${CHANNELS[channel[i]].toUpperCase()} @${span}` : input,
+          value: number(score[i], 4), share: Math.abs(score[i]) / most, look: score[i] >= 0 ? "for" : "against",
+          id: other, title: `${graph.edgeName(i)}, edge ${count(rank[i])}`,
+        });
       })),
       indices.length > LISTED && el("p", { class: "soft" }, `and ${count(indices.length - LISTED)} weaker ones`)];
   }
 
-  function entry(name, where, value, share, look, onclick, title) {
-    return el("li", {}, el("button", { type: "button", onclick, title, class: look },
+  function entry({ name, where, value, share, look, id, title }) {
+    return el("li", {}, el("button", { type: "button", onclick: () => choose(id), title, class: look },
       el("span", { class: "who" }, name, " ", el("small", {}, where)), el("span", { class: "value" }, value),
       el("i", { class: "bar", style: { width: `${(share * 100).toFixed(1)}%` } })));
   }

@@ -6,6 +6,10 @@ import { number } from "caseback/format";
 // Hues a golden angle apart: neighbours differ, and any number of spans has one each.
 export const hue = (span) => String((40 + span * 137.5) % 360);
 
+// The example the reader chose, from the state's "1", "2", …; undefined when there is none.
+export const chosenPrompt = ({ prompts }, { prompt }) => prompts[clamp(prompt, prompts.length)];
+const clamp = (text, n) => Math.min(n, Math.max(1, Math.trunc(Number(text)) || 1)) - 1;
+
 export function promptFigure(payload, state) {
   const { prompts, task } = payload;
   const box = el("div", { class: "prompt" });
@@ -27,7 +31,8 @@ export function promptFigure(payload, state) {
             el("span", { class: "span-name" }, name))),
         el("span", { class: "answer" },
           el("span", { class: "words" }, el("bdi", {}, prompt.answers.join(" · ").trim())),
-          el("span", { class: "span-name" }, prompt.foils.length ? ["not ", el("bdi", {}, prompt.foils.join(" · "))] : "answer"))),
+          el("span", { class: "span-name" },
+            prompt.foils.length ? ["not ", el("bdi", {}, prompt.foils.join(" · ").trim())] : "answer"))),
       el("p", { class: "counterfactual" },
         el("span", { class: "lead" }, "against "),
         prompt.counterfactual.map((token, k) =>
@@ -37,7 +42,7 @@ export function promptFigure(payload, state) {
   }
 
   state.listen(({ prompt }, changed) => {
-    if (changed.has("prompt")) show(Math.min(prompts.length, Math.max(1, Math.trunc(Number(prompt)) || 1)) - 1);
+    if (changed.has("prompt")) show(clamp(prompt, prompts.length));
   });
   return box;
 

@@ -1,8 +1,9 @@
 // The page of a circuit run, top to bottom: what was found, on which question, the circuit itself, and why to believe it.
 
-import { dial, startOf } from "caseback/dial";
 import { el, put } from "caseback/dom";
-import { curveSection, minimalitySection, tableSection } from "caseback/evidence";
+import { minimalitySection, patchingSection } from "caseback/checks";
+import { curveSection } from "caseback/curves";
+import { dial, startOf } from "caseback/dial";
 import { graphOf } from "caseback/graph";
 import { circuitGrid } from "caseback/grid";
 import { headline } from "caseback/headline";
@@ -19,7 +20,8 @@ const TOGGLES = [
 
 export function view(root, payload) {
   const graph = graphOf(payload);
-  const state = hashState({ n: String(startOf(payload.curve, graph.maxRank)), node: "", hide: "", prompt: "1", theme: "" });
+  const size = String(startOf(payload.curve, graph.maxRank));
+  const state = hashState({ n: size, node: "", hide: "", prompt: "1", theme: "" });
   put(root,
     masthead(payload, state),
     headline(payload, state),
@@ -31,7 +33,7 @@ export function view(root, payload) {
         el("div", { class: "stage" }, circuitGrid(graph, payload, state), loupe(graph, state)),
         key())),
     curveSection(payload, state),
-    tableSection(payload, graph, state),
+    patchingSection(payload, graph, state),
     minimalitySection(payload, graph),
     recordSection(payload, graph),
     el("footer", {}, "Made by caseback. This file holds everything it shows and asks nothing of any network."));
@@ -42,8 +44,10 @@ export function view(root, payload) {
 }
 
 function masthead(payload, state) {
-  const dark = () => (state.get().theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  const button = el("button", { type: "button", class: "quiet theme", onclick: () => state.set({ theme: dark() ? "light" : "dark" }) });
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const dark = () => (state.get().theme ? state.get().theme === "dark" : system.matches);
+  const turn = () => state.set({ theme: dark() ? "light" : "dark" });
+  const button = el("button", { type: "button", class: "quiet theme", onclick: turn });
   const root = document.documentElement;
   const follow = () => put(button, dark() ? "light" : "dark");
   state.listen(({ theme }) => {
@@ -51,7 +55,7 @@ function masthead(payload, state) {
     else root.style.removeProperty("color-scheme");
     follow();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", follow);
+  system.addEventListener("change", follow);
   const { model, task } = payload;
   return el("header", { class: "masthead" },
     el("p", { class: "mark" }, "caseback"),
@@ -69,9 +73,8 @@ function toggles(state) {
     state.set({ hide: [...set].join(",") });
   };
   const groups = TOGGLES.map((group) => el("span", { class: "choice", role: "group" }, group.map(([name, text]) => {
-    const button = el("button", { type: "button", class: name, onclick: () => flip(name) }, text);
-    buttons.set(name, button);
-    return button;
+    buttons.set(name, el("button", { type: "button", class: name, onclick: () => flip(name) }, text));
+    return buttons.get(name);
   })));
   state.listen(() => {
     const set = hidden();
@@ -84,6 +87,7 @@ function key() {
   const sample = (look) => el("i", { class: `sample ${look}` });
   return el("p", { class: "key soft" },
     el("span", {}, sample("for"), "supports the answer"), el("span", {}, sample("against"), "opposes it"),
-    el("span", {}, sample("head"), "head"), el("span", {}, sample("kv"), "keys and values"), el("span", {}, sample("mlp"), "MLP"),
+    el("span", {}, sample("head"), "head"), el("span", {}, sample("kv"), "keys and values"),
+    el("span", {}, sample("mlp"), "MLP"),
     el("span", {}, "wider is stronger; upward inside a column is the residual stream, across columns is attention"));
 }
