@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from caseback.model.families import FAMILIES, Family, family_of
 from caseback.model.hooks import Hooks, module_at
 from caseback.model.model import Model
 from caseback.model.run import execute
-from caseback.model.taps import ATTENTION_SITES, Key, Tap
+from caseback.model.taps import ATTENTION_SITES, Key
 
 __all__ = ["IDENTITIES", "Identity", "Report", "check", "family_for"]
 
@@ -159,18 +160,22 @@ def _capture(
 ) -> tuple[dict[Key, Tensor], Tensor]:
     """Values of whole sites in one run, and all its logits (the last ones with `grad`)."""
     values: dict[Key, Tensor] = {}
-
-    def tap(key: Key) -> Tap:
-        def visit(value: Tensor) -> Tensor:
-            # with gradients, each place becomes a node of its own: a norm read by attention and MLP is one tensor, two places
-            values[key] = value.view_as(value) if grad else value.clone()
-            return values[key] if grad else value
-
-        return visit
-
-    logits = execute(model, batch, {key: tap(key) for key in keys}, logits="last" if grad else "all", grad=grad)
+    visit = _separate if grad else _copy
+    taps = {key: partial(visit, values, key) for key in keys}
+    logits = execute(model, batch, taps, logits="last" if grad else "all", grad=grad)
     assert logits is not None
     return values, logits
+
+
+def _copy(values: dict[Key, Tensor], key: Key, value: Tensor) -> Tensor:
+    values[key] = value.clone()
+    return value
+
+
+def _separate(values: dict[Key, Tensor], key: Key, value: Tensor) -> Tensor:
+    """Make each place a node of its own: a norm's output that attention and MLP read is one tensor, but two places."""
+    values[key] = value.view_as(value)
+    return values[key]
 
 
 def _needs(model: Model, condition: bool, reason: str) -> None:
@@ -189,7 +194,7 @@ def _residual(model: Model, batch: Batch) -> float:
         for layer in layers:
             for path in family.writes[2:]:
                 if (module := module_at(model.blocks[layer], path)) is not None:
-                    hooks.out_of(module, _keep(extra[layer]))
+                    hooks.out_of(module, partial(_keep, extra[layer]))
         values, _ = _capture(model, batch, [(name, layer) for name in names for layer in model.site_layers[name]])
     errors = []
     for layer in layers:
@@ -208,12 +213,9 @@ def _residual(model: Model, batch: Batch) -> float:
     return max(errors)
 
 
-def _keep(where: list[Tensor]) -> Tap:
-    def visit(value: Tensor) -> Tensor:
-        where.append(value.clone())
-        return value
-
-    return visit
+def _keep(where: list[Tensor], value: Tensor) -> Tensor:
+    where.append(value.clone())
+    return value
 
 
 def _readers(model: Model, batch: Batch) -> float:
@@ -229,7 +231,7 @@ def _readers(model: Model, batch: Batch) -> float:
                 (module_at(model.blocks[layer], family.writes[1]), writer),
             ):
                 if module is not None:
-                    hooks.into(module, _keep(where[layer]))
+                    hooks.into(module, partial(_keep, where[layer]))
         values, _ = _capture(model, batch, [(name, layer) for name in names for layer in model.site_layers[name]])
     errors = []
     for layer in layers:
@@ -264,7 +266,7 @@ def _heads(model: Model, batch: Batch) -> float:
         for layer in layers:
             o_proj = model.o_proj(layer)
             assert o_proj is not None
-            hooks.out_of(o_proj, _keep(out[layer]))
+            hooks.out_of(o_proj, partial(_keep, out[layer]))
         values, _ = _capture(model, batch, [("z", layer) for layer in layers])
     errors = []
     for layer in layers:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,25 +45,22 @@ class Captured:
         return dict(zip(keys, found, strict=True))
 
 
+def _keep(values: dict[Key, Tensor], key: Key, embed: Tensor | None, value: Tensor) -> Tensor:
+    if key == ("resid_pre", 0) and embed is not None:
+        value = embed.to(value).detach().requires_grad_()
+    if key[0].endswith("_in"):  # an alias: the same tensor may go elsewhere too (parallel blocks, no norm), and only this reader's part is asked for
+        value = value.view_as(value)
+    values[key] = value
+    return value.clone() if key[0].endswith("_raw") else value  # the model file may clamp a projection's output in place (OLMo)
+
+
 def capture(model: Model, batch: Batch, keys: Sequence[Key], *, embed: Tensor | None = None, attend: Attend | None = None) -> Captured:
     """Run with a graph and keep the very tensors at the tapped places. `embed` replaces the stream entering block 0, `attend` the attention function."""
     values: dict[Key, Tensor] = {}
-
-    def keep(key: Key) -> Callable[[Tensor], Tensor]:
-        def tap(value: Tensor) -> Tensor:
-            if key == ("resid_pre", 0) and embed is not None:
-                value = embed.to(value).detach().requires_grad_()
-            if key[0].endswith("_in"):  # an alias: the same tensor may go elsewhere too (parallel blocks, no norm), and only this reader's part is asked for
-                value = value.view_as(value)
-            values[key] = value
-            return value.clone() if key[0].endswith("_raw") else value  # the model file may clamp a projection's output in place (OLMo)
-
-        return tap
-
     wanted: list[Key] = list(keys)
     if embed is not None and ("resid_pre", 0) not in wanted:
         wanted.append(("resid_pre", 0))
-    logits = execute(model, batch.to(model.device), {key: keep(key) for key in wanted}, grad=True, attend=attend)
+    logits = execute(model, batch.to(model.device), {key: partial(_keep, values, key, embed) for key in wanted}, grad=True, attend=attend)
     assert logits is not None
     return Captured(values, logits)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,33 +34,36 @@ def with_first_tensor(output: Any, value: Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple | list) else value
 
 
+# Hooks and taps are partials of module-level functions: a closure would be decorated anew, a millisecond each, under the tests' shape checks.
+
+
+def _entering(visit: Visit, keyword: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args and isinstance(args[0], Tensor):
+        value = visit(args[0])
+        return None if value is args[0] else ((value, *args[1:]), kwargs)
+    if isinstance(kwargs.get(keyword), Tensor):
+        value = visit(kwargs[keyword])
+        return None if value is kwargs[keyword] else (args, kwargs | {keyword: value})
+    raise FamilyError(f"{type(module).__name__} is called without a tensor first and without {keyword!r}: the family's row does not fit")
+
+
+def _leaving(visit: Visit, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    old = first_tensor(output)
+    value = visit(old)
+    return None if value is old else with_first_tensor(output, value)
+
+
 class Hooks(ExitStack):
     """A stack of hooks. `into`, `out_of` take a function tensor → tensor that returns its argument to change nothing."""
 
     def into(self, module: nn.Module, visit: Visit, *, keyword: str = "hidden_states") -> None:
         """Visit the first positional argument of a module, or its `keyword` argument."""
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if args and isinstance(args[0], Tensor):
-                value = visit(args[0])
-                return None if value is args[0] else ((value, *args[1:]), kwargs)
-            if isinstance(kwargs.get(keyword), Tensor):
-                value = visit(kwargs[keyword])
-                return None if value is kwargs[keyword] else (args, kwargs | {keyword: value})
-            raise FamilyError(f"{type(module).__name__} is called without a tensor first and without {keyword!r}: the family's row does not fit")
-
-        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+        handle = module.register_forward_pre_hook(partial(_entering, visit, keyword), with_kwargs=True)
         self.callback(handle.remove)
 
     def out_of(self, module: nn.Module, visit: Visit) -> None:
         """Visit the output of a module (its first tensor)."""
-
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            old = first_tensor(output)
-            value = visit(old)
-            return None if value is old else with_first_tensor(output, value)
-
-        handle = module.register_forward_hook(hook)
+        handle = module.register_forward_hook(partial(_leaving, visit))
         self.callback(handle.remove)
 
     def instead_of(self, module: nn.Module, forward: Callable[..., Any]) -> None:

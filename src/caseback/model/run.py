@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -147,16 +148,6 @@ def execute(
     With `grad` the stream entering the first block that runs is made a leaf, so that taps see tensors with a graph. Raises SiteNotReached for a tap that was never called.
     """
     reached: set[Key] = set()
-
-    def noting(key: Key, tap: Tap) -> Tap:
-        def noted(value: Tensor) -> Tensor:
-            reached.add(key)
-            if value.ndim == 2:  # OPT and Llama 4 run their MLP on all tokens side by side
-                return tap(value.unflatten(0, (batch.n, -1))).flatten(0, 1)
-            return tap(value)
-
-        return noted
-
     kept: list[Tensor] = []
     stopped = False
     with Hooks() as hooks, torch.set_grad_enabled(grad):
@@ -164,7 +155,7 @@ def execute(
             _start_late(model, hooks, start)
         if grad:
             hooks.into(model.blocks[start.layer if start else 0], lambda value: value.detach().requires_grad_())
-        hooks.enter_context(tapped(model, {key: noting(key, tap) for key, tap in taps.items()}, attend))
+        hooks.enter_context(tapped(model, {key: partial(_noted, reached, key, tap, batch.n) for key, tap in taps.items()}, attend))
         if stop is not None:
             hooks.into(model.blocks[stop] if stop < model.n_layers else model.module(model.family.final_norm), _raise_stop)
         elif logits != "all":
@@ -182,6 +173,13 @@ def execute(
         raise SiteNotReached(f"the run ended without reaching {', '.join(missing)}{where}{begun}; reached: {', '.join(str(Site(*k)) for k in reached) or 'nothing'}")
     model.cost.forwards += batch.n
     return kept[0] if kept and logits is not None else None
+
+
+def _noted(reached: set[Key], key: Key, tap: Tap, n: int, value: Tensor) -> Tensor:
+    reached.add(key)
+    if value.ndim == 2:  # OPT and Llama 4 run their MLP on all tokens side by side
+        return tap(value.unflatten(0, (n, -1))).flatten(0, 1)
+    return tap(value)
 
 
 def _raise_stop(value: Tensor) -> Tensor:
@@ -273,19 +271,25 @@ def _taps(
         by_key.setdefault(site.tap, ([], []))[0].append((number, site, row))
     for site in reads:
         by_key.setdefault(site.tap, ([], []))[1].append(site)
+    return {key: partial(_visit, batch, edits, sites, values, fired, keep) for key, (edits, sites) in by_key.items()}
 
-    def tap(edits: list[tuple[int, Site, RowEdit]], sites: list[Site]) -> Tap:
-        def visit(value: Tensor) -> Tensor:
-            for number, site, row in edits:
-                value = _edited(value, site, row, batch)
-                fired.append(number)
-            for site in sites:
-                values[str(site)] = keep(cut(value, site, batch))
-            return value
 
-        return visit
-
-    return {key: tap(*found) for key, found in by_key.items()}
+def _visit(
+    batch: Batch,
+    edits: Sequence[tuple[int, Site, RowEdit]],
+    sites: Sequence[Site],
+    values: dict[str, Tensor],
+    fired: list[int],
+    keep: Callable[[Tensor], Tensor],
+    value: Tensor,
+) -> Tensor:
+    """The tap of a plan at one place: its edits in order, then its reads."""
+    for number, site, row in edits:
+        value = _edited(value, site, row, batch)
+        fired.append(number)
+    for site in sites:
+        values[str(site)] = keep(cut(value, site, batch))
+    return value
 
 
 def _edited(value: Tensor, site: Site, row: RowEdit, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -70,15 +71,7 @@ def _install(model: Model, hooks: Hooks, key: Key, tap: Tap) -> None:
         {"resid_final": hooks.into, "final_norm_out": hooks.out_of}[name](final_norm, tap)
         return
     block = model.blocks[layer]
-
-    def part(path: str | None) -> nn.Module:
-        module = module_at(block, path) if path else None
-        if module is None:
-            raise SiteError(f"site {Site(name, layer)} does not exist in this model: block {layer} has no {path or name}")
-        return module
-
-    def written(path: str) -> None:
-        hooks.out_of(part(path), tap if scale == 1 else lambda value: _scaled(tap, value, scale))
+    part = partial(_part, Site(name, layer), block)
 
     if name == "resid_pre":
         hooks.into(block, tap)
@@ -90,10 +83,9 @@ def _install(model: Model, hooks: Hooks, key: Key, tap: Tap) -> None:
         hooks.into(part(family.mlp), tap)
     elif name == "mlp_hidden":
         hooks.into(part(family.down_proj), tap)
-    elif name == "attn_out":
-        written(family.writes[0])
-    elif name == "mlp_out":
-        written(family.writes[1])
+    elif name in ("attn_out", "mlp_out"):
+        writer = part(family.writes[0 if name == "attn_out" else 1])
+        hooks.out_of(writer, tap if scale == 1 else lambda value: _scaled(tap, value, scale))
     elif name == "resid_mid":
         _mid(hooks, block, part(family.writes[0]), tap, scale)
     elif name == "z":
@@ -108,6 +100,13 @@ def _install(model: Model, hooks: Hooks, key: Key, tap: Tap) -> None:
         raise SiteError(f"there is no tap for {name!r}")
 
 
+def _part(site: Site, block: nn.Module, path: str | None) -> nn.Module:
+    module = module_at(block, path) if path else None
+    if module is None:
+        raise SiteError(f"site {site} does not exist in this model: its block has no {path or site.name}")
+    return module
+
+
 def _scaled(tap: Tap, value: Tensor, scale: float) -> Tensor:
     """Visit what is really added (`scale` times the module's output)."""
     added = value * scale
@@ -118,18 +117,19 @@ def _scaled(tap: Tap, value: Tensor, scale: float) -> Tensor:
 def _mid(hooks: Hooks, block: nn.Module, writer: nn.Module, tap: Tap, scale: float) -> None:
     """resid_mid = resid_pre + attention's write: an edit of it is an edit of the write, so that the stream itself changes."""
     entering: list[Tensor] = []
+    hooks.into(block, partial(_remember, entering))
+    hooks.out_of(writer, partial(_leave_mid, entering, tap, scale))
 
-    def enter(value: Tensor) -> Tensor:
-        entering[:] = [value]
-        return value
 
-    def leave(value: Tensor) -> Tensor:
-        mid = entering[0] + scale * value
-        new = tap(mid)
-        return value if new is mid and not mid.requires_grad else (new - entering.pop()) / scale
+def _remember(entering: list[Tensor], value: Tensor) -> Tensor:
+    entering[:] = [value]
+    return value
 
-    hooks.into(block, enter)
-    hooks.out_of(writer, leave)
+
+def _leave_mid(entering: list[Tensor], tap: Tap, scale: float, value: Tensor) -> Tensor:
+    mid = entering[0] + scale * value
+    new = tap(mid)
+    return value if new is mid and not mid.requires_grad else (new - entering.pop()) / scale
 
 
 def _attend(call: AttentionCall, taps: Mapping[Key, Tap]) -> tuple[Tensor, Tensor | None]:
