@@ -84,6 +84,7 @@ class Ablator:
         if mixing == "peap" and reference == "zero":
             raise CircuitError("the peap mode replaces removed blocks by reference pattern × reference value: use the counterfactual or the mean reference")
         self.model, self.layers, self.graph, self.mixing = model, layers, graph, mixing
+        self.block_output = model.block_output  # found out by a run of its own, before any override is in place
         self.pairs = pairs.to(model.device)
         self.layout = Layout.of(self.pairs.clean, graph.spans)
         self.reference_name = reference

@@ -1,0 +1,126 @@
+"""What is lost by ignoring positions: cancellation and overestimation (PEAP §2, arXiv 2502.04577).
+
+The same EAP scores s of an edge, over positions p and prompts x, put together in different ways and then ranked:
+
+    cancellation     Σ_x Σ_p |s|   against   Σ_x |Σ_p s|         opposite signs at different positions cancel
+    overestimation   Σ_x Σ_p |s|   against   Σ_x max_p |s|       many small effects look like a large one
+
+Two rankings differ by 1 − |top_K ∩ top_K′| / K. The control is the same aggregation Σ_x Σ_p |s| on disjoint thirds of the prompts: how much a ranking moves with the prompts alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from caseback.circuits.graph import Graph
+from caseback.circuits.parts import graph_of, layers_of
+from caseback.circuits.reference import mean_reference
+from caseback.circuits.score import Flows, ScoreConfig, batches
+from caseback.core.errors import CircuitError
+from caseback.core.progress import Progress, silent
+from caseback.evidence import rank_overlap, top_difference
+from caseback.model.model import Model
+from caseback.tasks.encode import PairBatch
+
+__all__ = ["Aggregates", "Row", "aggregate", "compare"]
+
+AGGREGATIONS = ("sum_abs", "abs_sum", "max_abs")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Aggregates:
+    """Σ_x of each aggregation over positions, for every residual edge, per third of the prompts."""
+
+    graph: Graph
+    values: Float[np.ndarray, "3 part writer reader"]
+    """Aggregations in the order of AGGREGATIONS; parts are disjoint sets of prompts."""
+    n: int
+    """Prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: the best `share` of the edges."""
+
+    name: str
+    share: float
+    difference: float
+    """1 − |top ∩ top′| / K."""
+    difference_control: float
+    spearman: float
+    """Rank correlation over the union of the two tops."""
+    spearman_control: float
+
+
+def aggregate(model: Model, pairs: PairBatch, config: ScoreConfig | None = None, *, parts: int = 3, progress: Progress = silent) -> Aggregates:
+    """Per-position scores of every residual edge, aggregated on the fly: no per-position array outlives its block of layers."""
+    config = config or ScoreConfig()
+    if pairs.n < parts:
+        raise CircuitError(f"the control needs at least {parts} prompts, got {pairs.n}")
+    graph, layers = graph_of(model, ("all",), grouped=config.grouped), layers_of(model)
+    mean = mean_reference(model, layers, batches(pairs, config.tokens), graph.spans) if config.reference == "mean" else None
+    values = np.zeros((3, parts, graph.n_writers, graph.n_readers))
+    done = 0
+    for chunk in batches(pairs, config.tokens):
+        flows = Flows.of(model, layers, graph, _spanless(chunk).to(model.device), config, mean)
+        part = torch.arange(done, done + chunk.n, device=flows.delta.device) * parts // pairs.n
+        _add(values, flows, part)
+        done += chunk.n
+        progress("score", done, pairs.n)
+    return Aggregates(graph=graph, values=values * graph.residual_allowed, n=pairs.n)
+
+
+def _spanless(pairs: PairBatch) -> PairBatch:
+    """The pairs with one span for everything."""
+    from dataclasses import replace
+
+    return replace(pairs, clean=replace(pairs.clean, spans={}), counterfactual=replace(pairs.counterfactual, spans={}))
+
+
+def _add(values: Float[np.ndarray, "3 part writer reader"], flows: Flows, part: torch.Tensor) -> None:
+    graph, layout = flows.graph, flows.layout
+    delta = flows.delta.transpose(0, 1)  # [token, writer, d]
+    n = flows.metric.shape[0]
+
+    def put(scores: torch.Tensor, rows: torch.Tensor, readers: slice) -> None:
+        """scores [token, writer, reader] of prompts `rows`."""
+        empty = scores.new_zeros((n, *scores.shape[1:]))
+        sum_abs = empty.index_add(0, rows, scores.abs())
+        abs_sum = empty.index_add(0, rows, scores).abs()
+        max_abs = empty.index_reduce(0, rows, scores.abs(), "amax")
+        for i, by_prompt in enumerate((sum_abs, abs_sum, max_abs)):
+            for p in range(values.shape[1]):
+                values[i, p, : scores.shape[1], readers] += by_prompt[part == p].sum(dim=0).double().cpu().numpy()
+
+    for layer in range(graph.n_layers):
+        readers = slice(layer * graph.readers_per_layer, (layer + 1) * graph.readers_per_layer)
+        before = graph.writer(layer)
+        put(delta[:, :before] @ flows.gradient[readers].permute(1, 2, 0), layout.rows, readers)
+    last = torch.einsum("bwd,bd->bw", delta[layout.last], flows.final)[..., None]
+    put(last, torch.arange(n, device=last.device), slice(graph.logits, graph.logits + 1))
+
+
+def compare(found: Aggregates, *, shares: tuple[float, ...] = (0.01, 0.05, 0.1)) -> tuple[Row, ...]:
+    """The published table: for each share of the edges, cancellation and overestimation with their controls."""
+    flat = found.values[..., found.graph.residual_allowed]  # [3, part, edge]
+    whole = flat.sum(axis=1)
+    rows = []
+    for name, other in (("cancellation", 1), ("overestimation", 2)):
+        for share in shares:
+            controls = [(top_difference(flat[0, a], flat[0, b], share=share), rank_overlap(flat[0, a], flat[0, b], share=share)) for a in range(flat.shape[1]) for b in range(a)]
+            difference, overlap = np.mean(controls, axis=0)
+            rows.append(
+                Row(
+                    name=name,
+                    share=share,
+                    difference=top_difference(whole[0], whole[other], share=share),
+                    difference_control=float(difference),
+                    spearman=rank_overlap(whole[0], whole[other], share=share),
+                    spearman_control=float(overlap),
+                )
+            )
+    return tuple(rows)
