@@ -36,6 +36,7 @@ def test_the_identity_holds_or_the_row_says_why_not(report: Report, name: str) -
     declared_missing = SKIPS.get(name, lambda row: False)(report.family)
     assert bool(identity.skipped) == declared_missing
     assert identity.passed, str(identity)
+    assert identity.error is None or identity.error < 1e-5, str(identity)
 
 
 def test_what_other_rooms_claim_holds(report: Report) -> None:
