@@ -117,7 +117,7 @@ def _check_edges(payload: Mapping[str, Any]) -> None:
         _check_ends({name: [row[name] for row in rows] for name in _ENDS}, where, model, n_spans)
 
 
-def _check_ends(edges: Mapping[str, Sequence[int]], where: str, model: Mapping[str, int], n_spans: int) -> None:
+def _check_ends(edges: Mapping[str, Sequence[int]], where: str, model: Mapping[str, Any], n_spans: int) -> None:
     try:
         channel, source, target = (np.asarray(edges[name] or [], dtype=np.int64) for name in _ENDS)
     except (TypeError, ValueError, OverflowError) as error:

@@ -36,7 +36,7 @@ export function dial(payload, graph, state) {
 
   state.listen(({ n }, changed) => {
     if (!changed.has("n")) return;
-    const at = nearest(stops, Number(n) || 1);
+    const at = nearest(stops, Number(n));
     input.value = String(at);
     const k = curve?.edges.length ? nearest(curve.edges, stops[at]) : -1;
     const exact = k >= 0 && curve.edges[k] === stops[at];

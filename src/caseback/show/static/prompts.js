@@ -7,8 +7,7 @@ import { number } from "caseback/format";
 export const hue = (span) => String((40 + span * 137.5) % 360);
 
 // The example the reader chose, from the state's "1", "2", …; undefined when there is none.
-export const chosenPrompt = ({ prompts }, { prompt }) => prompts[clamp(prompt, prompts.length)];
-const clamp = (text, n) => Math.min(n, Math.max(1, Math.trunc(Number(text)) || 1)) - 1;
+export const chosenPrompt = ({ prompts }, { prompt }) => prompts[Number(prompt) - 1];
 
 export function promptFigure(payload, state) {
   const { prompts, task } = payload;
@@ -42,7 +41,7 @@ export function promptFigure(payload, state) {
   }
 
   state.listen(({ prompt }, changed) => {
-    if (changed.has("prompt")) show(clamp(prompt, prompts.length));
+    if (changed.has("prompt")) show(Number(prompt) - 1);
   });
   return box;
 

@@ -1,14 +1,16 @@
 // What the reader chose, kept in the URL's hash, so that a link shows what its sender saw. No storage, no history entries.
 
-// `defaults` names the keys and their starting values, all strings; only what differs is written.
-export function hashState(defaults) {
+// `defaults` names the keys and their starting values, all strings; only what differs is written. `fits` holds tests for
+// values that come from an address: one that fails is as good as absent.
+export function hashState(defaults, fits) {
   const listeners = [];
   let values = read();
   let timer = 0;
 
   function read() {
     const given = new URLSearchParams(location.hash.slice(1));
-    return Object.fromEntries(Object.entries(defaults).map(([key, value]) => [key, given.get(key) ?? value]));
+    const wanted = (key) => (given.has(key) && (fits[key]?.(given.get(key)) ?? true) ? given.get(key) : defaults[key]);
+    return Object.fromEntries(Object.keys(defaults).map((key) => [key, wanted(key)]));
   }
 
   function write() {

@@ -3,7 +3,7 @@
 import { el, put } from "caseback/dom";
 import { minimalitySection, patchingSection } from "caseback/checks";
 import { curveSection } from "caseback/curves";
-import { dial, startOf } from "caseback/dial";
+import { dial, startOf, stopsOf } from "caseback/dial";
 import { graphOf } from "caseback/graph";
 import { circuitGrid } from "caseback/grid";
 import { headline } from "caseback/headline";
@@ -20,8 +20,15 @@ const TOGGLES = [
 
 export function view(root, payload) {
   const graph = graphOf(payload);
-  const size = String(startOf(payload.curve, graph.maxRank));
-  const state = hashState({ n: size, node: "", hide: "", prompt: "1", theme: "" });
+  const state = hashState(
+    { n: String(startOf(payload.curve, graph.maxRank)), node: "", hide: "", prompt: "1", theme: "" },
+    {
+      n: (text) => /^[1-9]\d*$/.test(text) && Number(text) <= stopsOf(payload.curve, graph.maxRank).at(-1),
+      node: (text) => graph.named(text) >= 0,
+      prompt: (text) => payload.prompts.some((_, i) => text === String(i + 1)),
+      theme: (text) => text === "light" || text === "dark",
+    },
+  );
   put(root,
     masthead(payload, state),
     headline(payload, state),
@@ -51,7 +58,7 @@ function masthead(payload, state) {
   const root = document.documentElement;
   const follow = () => put(button, dark() ? "light" : "dark");
   state.listen(({ theme }) => {
-    if (theme === "light" || theme === "dark") root.style.setProperty("color-scheme", theme);
+    if (theme) root.style.setProperty("color-scheme", theme);
     else root.style.removeProperty("color-scheme");
     follow();
   });
