@@ -39,10 +39,12 @@ def test_the_interval_holds_the_value_and_is_exact_without_noise():
     sizes = np.array([0.1, 0.5, 1.0])
     exact = curve_interval(sizes, circuits, full, empty, measure="cmd", axis="log")
     assert exact.value == pytest.approx(cmd(sizes, share, axis="log").value)
-    assert exact.low == pytest.approx(exact.value) and exact.high == pytest.approx(exact.value)
+    assert exact.low == pytest.approx(exact.value)
+    assert exact.high == pytest.approx(exact.value)
     circuits += rng.normal(0, 1, (3, 30))
     noisy = curve_interval(sizes, circuits, full, empty, measure="cpr", how=Resampling(seed=1))
-    assert noisy.low < noisy.value < noisy.high and noisy.n == 30
+    assert noisy.low < noisy.value < noisy.high
+    assert noisy.n == 30
 
 
 def test_errors_are_sentences():

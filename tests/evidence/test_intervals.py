@@ -41,7 +41,8 @@ def test_bca_moves_with_the_skew_as_theory_says():
     values = np.random.default_rng(1).exponential(1.0, 60)
     plain = mean_interval(values, how=Resampling(resamples=50_000))
     bca = mean_interval(values, how=Resampling(resamples=50_000, method="bca"))
-    assert bca.low > plain.low and bca.high > plain.high
+    assert bca.low > plain.low
+    assert bca.high > plain.high
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,7 +81,8 @@ def test_rows_share_their_resamples():
     got = faithfulness_intervals(circuits, full, empty)
     assert [i.value for i in got] == pytest.approx([0, 1, 0.5, 2])  # linked to full and empty example by example
     for interval, exact in zip(got, (0, 1, 0.5, 2), strict=True):
-        assert interval.low == pytest.approx(exact) and interval.high == pytest.approx(exact)
+        assert interval.low == pytest.approx(exact)
+        assert interval.high == pytest.approx(exact)
     assert got[2] == faithfulness_intervals(circuits[2:3], full, empty)[0]
     assert faithfulness(circuits, full, empty) == pytest.approx([0, 1, 0.5, 2])
 
@@ -91,7 +93,8 @@ def test_difference_of_faithfulness_is_paired():
     a = rng.normal(3, 1, (2, 40))
     got = faithfulness_difference_intervals(a, a - 0.5 * (full - empty), full, empty)
     for interval in got:
-        assert interval.low == pytest.approx(0.5) and interval.high == pytest.approx(0.5)
+        assert interval.low == pytest.approx(0.5)
+        assert interval.high == pytest.approx(0.5)
 
 
 def test_ratio_known_answer_and_sign():
@@ -111,7 +114,8 @@ def test_a_denominator_that_may_be_zero_gives_no_bound():
     assert (interval.low, interval.high) == (-inf, inf)
     same = rng.normal(0, 1, 20)
     nothing = faithfulness_intervals(rng.normal(0, 1, (1, 20)), same, same)[0]
-    assert np.isnan(nothing.value) and (nothing.low, nothing.high) == (-inf, inf)
+    assert np.isnan(nothing.value)
+    assert (nothing.low, nothing.high) == (-inf, inf)
     assert np.isnan(faithfulness(same, same, same))
 
 
@@ -137,7 +141,8 @@ def test_deterministic_by_seed_and_free_of_the_block_size(monkeypatch):
 def test_any_statistic_of_means():
     values = np.random.default_rng(0).normal(2, 1, (3, 50))
     got = bootstrap(lambda m: m.prod(axis=0, keepdims=True), values)
-    assert len(got) == 1 and got[0].value == pytest.approx(values.mean(axis=1).prod())
+    assert len(got) == 1
+    assert got[0].value == pytest.approx(values.mean(axis=1).prod())
     assert got[0].low < got[0].value < got[0].high
 
 

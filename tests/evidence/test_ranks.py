@@ -87,8 +87,11 @@ def test_chance_levels():
 def test_agreement_is_all_of_them():
     a, b = np.array([3.0, -2.0, 1.0, 0.5]), np.array([2.0, -3.0, 0.5, 1.0])
     all_of_them = agreement(a, b, k=2)
-    assert all_of_them.n == 4 and all_of_them.recall == 1.0 and all_of_them.sign == 1.0
-    assert all_of_them.pearson == pearson(a, b) and all_of_them.kendall == kendall(a, b)
+    assert all_of_them.n == 4
+    assert all_of_them.recall == 1.0
+    assert all_of_them.sign == 1.0
+    assert all_of_them.pearson == pearson(a, b)
+    assert all_of_them.kendall == kendall(a, b)
 
 
 def test_errors_are_sentences():

@@ -25,7 +25,9 @@ def test_no_key_in_two_parts(keys, seed):
         return
     assert sorted(i for p in parts for i in p) == list(range(len(keys)))
     seen = [{keys[i] for i in p} for p in parts]
-    assert not seen[0] & seen[1] and not seen[1] & seen[2] and not seen[0] & seen[2]
+    assert not seen[0] & seen[1]
+    assert not seen[1] & seen[2]
+    assert not seen[0] & seen[2]
 
 
 def test_shares_are_kept_with_equal_keys_in_pairs():

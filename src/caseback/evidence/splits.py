@@ -18,7 +18,7 @@ __all__ = ["split"]
 
 def split(
     keys: Sequence[Hashable], *, shares: Sequence[float] = (0.5, 0.5), seed: int
-) -> tuple[Int[np.ndarray, "_"], ...]:
+) -> tuple[Int[np.ndarray, _], ...]:
     """Indices of each part, ascending: disjoint, together all of `keys`, and no key in two parts.
 
     Parts are filled key by key in a seeded order, each as near as it gets to its share of the items; shares sum to 1. A

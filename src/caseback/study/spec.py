@@ -1,0 +1,150 @@
+"""What was asked: a method, its parameters, the model's files and the data, in a form that can be hashed and carried
+out again.
+
+Two requests are the same when method, resolved parameters, model and data are; their digest is then the same, and the
+study reopens the run instead of repeating it. What the user typed (`passed`) and the task's display name are kept
+beside them and do not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from caseback.core.errors import StudyError
+from caseback.core.progress import Progress
+
+if TYPE_CHECKING:
+    from caseback.study.resume import RunFolder
+
+__all__ = ["Method", "Spec", "canonical", "environment", "plain"]
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What `registry.get("method", name)` returns: a way to carry out a spec."""
+
+    name: str
+    Config: Any
+    """A frozen dataclass of plain values (numbers, strings, booleans, None, tuples of them)."""
+
+    def run(self, config: Any, run: RunFolder, progress: Progress) -> None:
+        """Compute through `run.stage` and `run.fold`, end with `run.write_result`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One request."""
+
+    method: str
+    """Name the method is registered under."""
+    params: Mapping[str, Any]
+    """Every field of the method's Config, as resolved."""
+    task: str
+    """Display name of the task, or of the user's file."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Where the model came from: `id`, `revision`, `files` (name → SHA-256)."""
+    data: str | None = None
+    """SHA-256 of the pairs, texts or prompts the run looks at."""
+    passed: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters as the user gave them."""
+
+    @staticmethod
+    def of(
+        method: str,
+        config: Any,
+        *,
+        task: str,
+        model: Mapping[str, Any] | None = None,
+        data: str | None = None,
+        passed: Mapping[str, Any] | None = None,
+    ) -> Spec:
+        """A spec from the method's Config; `model` is `dataclasses.asdict(model.source)`."""
+        return Spec(
+            method=method,
+            params=plain(config),
+            task=task,
+            model=plain(model or {}),
+            data=data,
+            passed=plain(passed or {}),
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what makes two requests the same; a model counts by its files' hashes, or by its name where it has
+        none.
+        """
+        model = {"files": self.model["files"]} if self.model.get("files") else self.model
+        same = {"method": self.method, "params": self.params, "model": model, "data": self.data}
+        return hashlib.sha256(canonical(plain(same))).hexdigest()
+
+    def config(self, Config: Any) -> Any:
+        """The method's Config again."""
+        try:
+            return Config(**{name: _tuples(value) for name, value in self.params.items()})
+        except TypeError as error:
+            raise StudyError(
+                f"the parameters of this {self.method} run do not fit this version of caseback ({error}); run it anew"
+            ) from error
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: dataclasses and mappings → dict, sequences and arrays → list, non-finite numbers → None."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} {value!r} has no place in a record; use numbers, text, lists and mappings")
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON form of a plain value: what is hashed. ASCII, so that a file name with broken bytes has one too."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the packages, found without importing them."""
+    versions: dict[str, str | None] = {}
+    for package in ("caseback", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "versions": versions,
+    }
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists back to the tuples a frozen Config holds."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
