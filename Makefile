@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Two processes for two cores; make test PYTEST="-x tests/model" runs a part.
+PYTEST ?= -n 2
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

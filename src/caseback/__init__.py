@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from caseback.model.model import Model
     from caseback.model.run import Run
     from caseback.model.sites import Site
+    from caseback.study.store import Study
+    from caseback.tasks.pair import Pair
+    from caseback.tasks.schema import Schema
+    from caseback.tasks.task import Task
 
 __version__ = "0.1.0"
 
@@ -35,12 +39,16 @@ _NAMES = {
     "CasebackError": "caseback.core.errors",
     "Edit": "caseback.model.edits",
     "Model": "caseback.model.model",
+    "Pair": "caseback.tasks.pair",
     "Patch": "caseback.model.edits",
     "Project": "caseback.model.edits",
     "Run": "caseback.model.run",
     "Scale": "caseback.model.edits",
+    "Schema": "caseback.tasks.schema",
     "Set": "caseback.model.edits",
     "Site": "caseback.model.sites",
+    "Study": "caseback.study.store",
+    "Task": "caseback.tasks.task",
     "load": "caseback.model.load",
 }
 
@@ -52,12 +60,16 @@ __all__ = [
     "CasebackError",
     "Edit",
     "Model",
+    "Pair",
     "Patch",
     "Project",
     "Run",
     "Scale",
+    "Schema",
     "Set",
     "Site",
+    "Study",
+    "Task",
     "circuits",
     "evidence",
     "load",
