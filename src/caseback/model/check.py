@@ -10,7 +10,7 @@ when nothing fails. Upper rooms add identities of their own through the registry
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -433,7 +433,7 @@ def _attached(model: Model) -> tuple[Any, ...]:
 
 
 Measure = Callable[[Model, Batch], float]
-IDENTITIES: Mapping[str, tuple[str, Measure]] = {
+IDENTITIES: dict[str, tuple[str, Measure]] = {
     "sites": ("every site is reached and has its shape", _sites),
     "residual": ("resid_post = scale · (resid_pre + Σ writes)", _residual),
     "readers": ("attn_in, mlp_in = norm(stream); mlp = down_proj(mlp_hidden)", _readers),
