@@ -1,8 +1,9 @@
 """Tiny random models of every family: real transformers code, two layers, made in milliseconds, no download.
 
-They exist so that identities can be tried where they could fail. Hence every special feature of a family is on (grouped heads, softcaps, sinks, QK-norm, windows
-shorter than the prompt, post-norms, scales, partial rotary, biases), the head width is not d_model / n_heads where the configuration allows it, and norm weights
-and biases are random: a norm that multiplies by one, or a bias of zero, would let a wrong table row pass.
+They exist so that identities can be tried where they could fail. Hence every special feature of a family is on (grouped
+heads, softcaps, sinks, QK-norm, windows shorter than the prompt, post-norms, scales, partial rotary, biases), the head width
+is not d_model / n_heads where the configuration allows it, and norm weights and biases are random: a norm that multiplies by
+one, or a bias of zero, would let a wrong table row pass.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _COMMON: dict[str, Any] = {
 }
 _GROUPED = {"num_key_value_heads": 2}
 _WIDE = {**_GROUPED, "head_dim": 16}  # 4 heads of 16 in a model of 48
-_WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+_WINDOWS: dict[str, Any] = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 _BIAS = {"attention_bias": True, "mlp_bias": True}
 _EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 24}
-_ROUTED = {
+_ROUTED: dict[str, Any] = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "n_shared_experts": 1,
@@ -45,7 +46,12 @@ _ROUTED = {
 _ROUTED |= {"n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.5}
 _SCALES = {"embedding_multiplier": 1.5, "logits_scaling": 2.0, "residual_multiplier": 0.6, "attention_multiplier": 0.4}
 _PARTIAL = {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_type": "default"}}
-_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+_LINEAR: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 _LINEAR |= {"layer_types": ["linear_attention", "full_attention"]}
 _LATENT = {
     "q_lora_rank": 20,
@@ -180,14 +186,19 @@ TINY: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention", "full_attention"],
         "sliding_window": 4,
     }
-    | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 1, "per_layer_config": {}},
+    | {
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 64,
+        "num_kv_shared_layers": 1,
+        "per_layer_config": {},
+    },
     "gemma4_text:experts": _WIDE
     | _WINDOWS
     | {"hidden_size_per_layer_input": 0, "per_layer_config": {}}
     | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
     "hyperclovax:plain": _WIDE | _SCALES | {"use_post_norm": False},
 }
-"""What `tiny` can make: a model type, or "type:variant" where an option changes the family's row, and its configuration."""
+"""What `tiny` makes: a model type, or "type:variant" where an option changes the family's row, and its configuration."""
 
 
 def tiny(name: str, *, seed: int = 0) -> PreTrainedModel:
@@ -214,7 +225,7 @@ def tiny(name: str, *, seed: int = 0) -> PreTrainedModel:
 
 @torch.no_grad()
 def _randomise(model: PreTrainedModel) -> None:
-    """Weights that make every term of an identity matter: activations of order one, attention far from uniform, no norm or bias that does nothing."""
+    """Make every term of an identity matter: activations of order one, uneven attention, no norm or bias without effect."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     for parameter in model.parameters():
         if id(parameter) in embeddings:
