@@ -75,6 +75,13 @@ def test_versions_name_the_checkout_and_import_nothing() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
+def test_peak_memory_is_not_that_of_the_parent() -> None:
+    held = np.ones(25_000_000)  # 200 MB
+    code = "from caseback.core.provenance import peak_memory_mb; print(peak_memory_mb())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(child.stdout) < held.nbytes / 1e6 < peak_memory_mb()
+
+
 @pytest.mark.parametrize("content", [None, b"\xff", b"[]", b'{"x": 1}'])
 def test_a_damaged_store_of_hashes_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None

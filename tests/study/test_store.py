@@ -54,7 +54,7 @@ def test_a_run_becomes_a_record(study):
     assert spec["seed"] == 0
     assert spec["passed"] == {"steps": "four"}
     assert spec["versions"]["numpy"] == np.__version__
-    assert record.environment["cpus"] == os.cpu_count()
+    assert record.environment["machine"]["cpus"] >= 1
     assert record.cost.sessions == 1
     assert record.cost.seconds > 0
     assert not list(record.path.rglob("*.tmp"))

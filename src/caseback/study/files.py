@@ -9,7 +9,6 @@ over all of it. Nothing is pickled.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import struct
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from caseback.core.errors import StudyError
+from caseback.core.provenance import sha256_array, sha256_json
 from caseback.core.stages import Checkpoint
-from caseback.study.spec import canonical, plain
+from caseback.study.spec import plain
 
 __all__ = [
     "FORMAT",
@@ -98,7 +98,7 @@ def write(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """A sealed JSON object: `format` first, `sha256` over all the rest last."""
     body = plain({"format": FORMAT, **content})
-    body["sha256"] = hashlib.sha256(canonical(body)).hexdigest()
+    body["sha256"] = sha256_json(body)
     write(path, json.dumps(body, indent=1, allow_nan=False).encode() + b"\n")
 
 
@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
             "upgrade caseback"
         )
     seal = body.pop("sha256", None)
-    if seal != hashlib.sha256(canonical(plain(body))).hexdigest():
+    if seal != sha256_json(plain(body)):
         raise StudyError(f"{path} is damaged (its content does not match its SHA-256)")
     del body["format"]
     return body
@@ -138,11 +138,11 @@ def write_checkpoint(path: Path, state: Checkpoint, *, done: int, steps: int, ow
                 f"array {name!r} has dtype {array.dtype}; a checkpoint holds numbers, text goes into its data"
             )
         arrays[name] = array
-    data = json.loads(canonical(plain(state.data)))
+    data = json.loads(json.dumps(plain(state.data)))
     head = {"format": FORMAT, "owner": owner, "done": done, "steps": steps, "data": data}
     sha256 = _hash(arrays, head)
     # One metadata key: safetensors does not order several, and the same state shall give the same bytes.
-    write(path, save(arrays, metadata={_KEY: canonical({**head, "sha256": sha256}).decode()}))
+    write(path, save(arrays, metadata={_KEY: json.dumps({**head, "sha256": sha256})}))
     return Saved(Checkpoint(arrays, data), done, steps, sha256)
 
 
@@ -175,9 +175,4 @@ def read_checkpoint(path: Path, *, owner: str) -> Saved:
 
 
 def _hash(arrays: Mapping[str, np.ndarray], head: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(canonical(head))
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(canonical([name, array.dtype.str, list(array.shape)]))
-        digest.update(array.tobytes() if array.ndim == 0 or array.size == 0 else array.data.cast("B"))
-    return digest.hexdigest()
+    return sha256_json({**head, "arrays": {name: sha256_array(array) for name, array in arrays.items()}})

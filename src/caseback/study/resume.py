@@ -18,8 +18,6 @@ import fcntl
 import json
 import os
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,8 +28,9 @@ from typing import Any
 
 from caseback.core.errors import StudyError
 from caseback.core.progress import Progress
+from caseback.core.provenance import peak_memory_mb
 from caseback.study.files import Checkpoint, Saved, cannot_write, read_checkpoint, write, write_checkpoint, write_json
-from caseback.study.spec import Spec, canonical, plain
+from caseback.study.spec import Spec, plain
 
 __all__ = ["Cost", "Event", "Interrupted", "RunFolder", "cost", "is_locked", "locked", "read_events"]
 
@@ -139,7 +138,7 @@ class RunFolder:
             "kind": kind,
             "seconds": round(time.perf_counter() - self._begun, 3),
             "cpu_seconds": round(time.process_time() - self._cpu, 3),
-            "peak_memory_mb": round(_peak_memory(), 1),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
             **plain(data),
         }
         path = self.path / "events.jsonl"
@@ -150,7 +149,7 @@ class RunFolder:
                 cut = (
                     size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
                 )  # a line a full disk or a power cut broke off
-                os.write(descriptor, (b"\n" if cut else b"") + canonical(line) + b"\n")
+                os.write(descriptor, (b"\n" if cut else b"") + json.dumps(line).encode() + b"\n")
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -258,18 +257,3 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _peak_memory() -> float:
-    """This process's greatest resident memory in MB; from /proc where there is one, since ru_maxrss is inherited from
-    the parent.
-    """
-    try:
-        with open("/proc/self/status") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -9,15 +9,10 @@ beside them and do not count.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -25,11 +20,12 @@ import numpy as np
 
 from caseback.core.errors import StudyError
 from caseback.core.progress import Progress
+from caseback.core.provenance import sha256_json
 
 if TYPE_CHECKING:
     from caseback.study.resume import RunFolder
 
-__all__ = ["Method", "Spec", "canonical", "environment", "plain"]
+__all__ = ["Method", "Spec", "plain"]
 
 
 @runtime_checkable
@@ -89,7 +85,7 @@ class Spec:
         """
         model = {"files": self.model["files"]} if self.model.get("files") else self.model
         same = {"method": self.method, "params": self.params, "model": model, "data": self.data}
-        return hashlib.sha256(canonical(plain(same))).hexdigest()
+        return sha256_json(plain(same))
 
     def config(self, Config: Any) -> Any:
         """The method's Config again."""
@@ -120,29 +116,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} {value!r} has no place in a record; use numbers, text, lists and mappings")
-
-
-def canonical(value: Any) -> bytes:
-    """The one JSON form of a plain value: what is hashed. ASCII, so that a file name with broken bytes has one too."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def environment() -> dict[str, Any]:
-    """The machine and the packages, found without importing them."""
-    versions: dict[str, str | None] = {}
-    for package in ("caseback", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-        "versions": versions,
-    }
 
 
 def _tuples(value: Any) -> Any:

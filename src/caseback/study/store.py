@@ -26,10 +26,11 @@ from typing import Any
 from caseback.core import registry
 from caseback.core.errors import CasebackError, StudyError
 from caseback.core.progress import Progress, silent
+from caseback.core.provenance import environment, versions
 from caseback.study.files import Checkpoint, cannot_write, read_checkpoint, read_json, write_json
 from caseback.study.index import Row, rows
 from caseback.study.resume import Cost, Event, Interrupted, RunFolder, cost, is_locked, locked, read_events
-from caseback.study.spec import Method, Spec, environment
+from caseback.study.spec import Method, Spec
 
 __all__ = ["Record", "Study"]
 
@@ -43,7 +44,7 @@ class Record:
     spec: Spec
     created: str
     """UTC, ISO 8601."""
-    versions: Mapping[str, str | None]
+    versions: Mapping[str, str]
     """Of the packages the run began with."""
 
     @staticmethod
@@ -274,7 +275,6 @@ class Study:
             stamp += timedelta(seconds=1)
         path = self._runs / f"{stamp:%Y%m%d-%H%M%S}-{name}"
         draft = self._runs / f".new-{path.name}"
-        around = environment()
         self._make(draft / "arrays")
         write_json(
             draft / "spec.json",
@@ -288,10 +288,10 @@ class Study:
                 "model": spec.model,
                 "data": spec.data,
                 "digest": spec.digest,
-                "versions": around["versions"],
+                "versions": versions(),
             },
         )
-        write_json(draft / "environment.json", around)
+        write_json(draft / "environment.json", environment())
         draft.rename(path)
         return Record.open(path)
 
@@ -326,8 +326,10 @@ class Study:
             return record
 
     def _begin(self, record: Record, run: RunFolder, new: bool) -> None:
-        now = environment()["versions"]
-        changed = {name: [record.versions.get(name), v] for name, v in now.items() if record.versions.get(name) != v}
+        then, now = record.versions, versions()
+        changed = {
+            name: [then.get(name), now.get(name)] for name in then.keys() | now if then.get(name) != now.get(name)
+        }
         run.event("started" if new else "resumed", pid=os.getpid(), changed_versions=changed)
 
     def _lacks_report(self, record: Record) -> bool:
