@@ -29,23 +29,27 @@ export function circuitGrid(graph, payload, state) {
   const note = el("p", { class: "note" });
   const box = el("div", { class: "grid" }, gutter, scroll, tip, note);
   let layout = null;
+  let backdrop = null;
   let drawn = null; // {wires: [{i, p}], nodes: Map id → weight, mark(found)}
   let focus = -1; // the node the keyboard stands at
 
   const redraw = framed(() => {
     if (!layout) return;
-    drawn = draw(graph, payload, layout, state.get(), picture);
+    backdrop ??= frame(graph, payload, layout, state.get());
+    drawn = draw(graph, layout, state.get(), picture, backdrop);
     put(note, drawn.note);
     show(document.activeElement === picture ? { node: standing() } : null);
   });
   onWidth(scroll, (width) => {
     layout = layoutOf(graph, width);
+    backdrop = null;
     drawGutter(gutter, graph, layout);
     redraw();
     // The answer is at the right.
     requestAnimationFrame(() => scroll.scrollTo({ left: layout.width, behavior: "instant" }));
   });
   state.listen((_, changed) => {
+    if (changed.has("prompt")) backdrop = null;
     if (["n", "node", "hide", "prompt"].some((key) => changed.has(key))) redraw();
   });
 
@@ -55,6 +59,7 @@ export function circuitGrid(graph, payload, state) {
     const found = under(event);
     focus = found?.node ?? -1;
     if (found?.edge === undefined) state.set({ node: found ? graph.name(found.node) : "" });
+    else show(found, event); // a touch does not hover
   });
   picture.addEventListener("focus", () => {
     if (drawn && !picture.matches(":hover")) show({ node: standing() });
@@ -161,7 +166,7 @@ export function circuitGrid(graph, payload, state) {
   return box;
 }
 
-function draw(graph, payload, layout, choice, picture) {
+function draw(graph, layout, choice, picture, backdrop) {
   const { edges } = graph;
   const size = Number(choice.n);
   const alone = graph.named(choice.node);
@@ -201,7 +206,7 @@ function draw(graph, payload, layout, choice, picture) {
   picture.setAttribute("aria-label",
     `The circuit of ${plural(size, "edge")} on a grid of ${graph.L} layers and ${graph.spans.length} spans. ` +
     "Arrow keys walk its nodes, Enter shows one node's edges alone, Escape shows all.");
-  put(picture, frame(graph, payload, layout, choice),
+  put(picture, backdrop,
     svg("g", { class: "edges" }, drawnEdges), svg("g", { class: "nodes" }, drawnNodes), mark);
 
   return {
@@ -211,7 +216,7 @@ function draw(graph, payload, layout, choice, picture) {
       if (!found) return put(mark);
       if (found.edge === undefined) {
         const at = layout.at(found.node);
-        return put(mark, svg("circle", { cx: at.x, cy: at.y, r: layout.radius + 4 }));
+        return put(mark, svg("circle", { cx: at.x, cy: at.y, r: layout.radius(graph.node(found.node).span) + 4 }));
       }
       const p = wires.find(({ i }) => i === found.edge)?.p;
       return put(mark, p && svg("path", { d: path(p), class: edges.score[found.edge] >= 0 ? "for" : "against" }));
@@ -273,7 +278,7 @@ function drawGutter(gutter, { L }, layout) {
 
 function glyph({ id, kind, span }, layout, strength, chosen) {
   const { x, y } = layout.at(id);
-  const r = layout.radius * (0.62 + 0.5 * strength);
+  const r = layout.radius(span) * (0.62 + 0.5 * strength);
   const common = { class: `${kind}${chosen ? " chosen" : ""}`, style: { "--hue": hue(span) } };
   if (kind === "mlp") {
     return svg("rect", { ...common, x: x - r * 1.5, y: y - r * 0.85, width: r * 3, height: r * 1.7, rx: 0.8 });

@@ -39,7 +39,7 @@ export function layoutOf(graph, width) {
     at, centre, spanOf: (id) => node(id).span, ground, columns, row, height, floor, top: TOP, line,
     right: columns.at(-1).left + columns.at(-1).width,
     width: columns.at(-1).left + columns.at(-1).width + MARGIN,
-    radius: Math.min(4.4, Math.min(...spans.map((_, s) => pitchOf(s))) * 0.44, line * 0.46),
+    radius: (span) => Math.min(4.4, pitchOf(span) * 0.44, line * 0.46),
   };
 }
 
