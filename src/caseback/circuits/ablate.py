@@ -244,7 +244,7 @@ class _Block:
         self.mlp_reader = first + graph.readers_per_layer - 1
         self.heads_whole = bool(forward.plan.whole[np.ix_(forward.present, self.readers)].all())
         self.mlp_whole = bool(forward.plan.whole[forward.present, self.mlp_reader].all())
-        self.mlp_spans = np.flatnonzero(forward.plan.active[:, self.mlp_reader] & forward.present)
+        self.mlp_spans = np.flatnonzero(forward.plan.active[:, self.mlp_reader] & forward.present).tolist()
         self.pre = self.mid = torch.zeros(())
         self.raw: dict[str, Tensor] = {}
         self.z = torch.zeros(())
@@ -282,7 +282,7 @@ class _Block:
         now, before = layout.gather(self.pre), layout.gather(self.owner.streams[0][self.layer])
         active = forward.plan.active[:, self.readers] & forward.present[:, None]
         chosen = np.flatnonzero(active.any(axis=0))
-        spans = np.flatnonzero(active.any(axis=1))
+        spans = np.flatnonzero(active.any(axis=1)).tolist()
         weights = (part.w_q, part.w_k, part.w_v)
         counts = (graph.n_heads, graph.n_groups, graph.n_groups)
         n, width = self.pre.shape[:2]
@@ -371,7 +371,7 @@ class _Block:
             reference = self.owner.streams[0 if graph.parallel else 1][self.layer]
             spans = self.mlp_spans
             if not len(spans):
-                spans = np.flatnonzero(run.present)[:1]  # run it on something: its output's form is its own business
+                spans = np.flatnonzero(run.present)[:1].tolist()  # run it on something: its output's form is its own business
             reader = np.array([self.mlp_reader])
             now, before = layout.gather(mid), layout.gather(reference)
             seen = torch.cat([run.read(s, layout.slice(s), reader, now[layout.slice(s)], before[layout.slice(s)]) for s in spans], dim=1)
