@@ -61,7 +61,7 @@ def load(
     >>> import caseback as cb
     >>> model = cb.load()
     >>> model.tokens("Paris is")
-    [44596, 314]
+    [38634, 314]
     """
     from caseback.model.model import Model
 
