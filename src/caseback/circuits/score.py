@@ -75,9 +75,10 @@ def span_names(pairs: PairBatch) -> tuple[str, ...]:
     return tuple(pairs.clean.spans) or ("all",)
 
 
-def score(model: Model, pairs: PairBatch, config: ScoreConfig | None = None, *, progress: Progress = silent) -> Scores:
+def score(model: Model, pairs: PairBatch, config: ScoreConfig | None = None, *, mean: Mean | None = None, progress: Progress = silent) -> Scores:
     """Score every edge of the graph on some pairs: signed sums inside spans, signed mean over pairs (PEAP Eq. 8).
 
+    `mean` gives the means of the "mean" reference; without it they are taken over these pairs.
     Raises FamilyError where circuits are not exact on the model's family and CircuitError where spans do not cover the prompts.
     """
     config = config or ScoreConfig()
@@ -85,7 +86,8 @@ def score(model: Model, pairs: PairBatch, config: ScoreConfig | None = None, *, 
     layers = layers_of(model)
     residual, crossing = np.zeros(graph.residual_shape), np.zeros(graph.crossing_shape)
     lengths: list[np.ndarray] = []
-    mean = mean_reference(model, layers, batches(pairs, config.tokens), graph.spans) if config.reference == "mean" else None
+    if config.reference == "mean" and mean is None:
+        mean = mean_reference(model, layers, batches(pairs, config.tokens), graph.spans)
     done = 0
     for chunk in batches(pairs, config.tokens):
         found = Flows.of(model, layers, graph, chunk.to(model.device), config, mean)

@@ -19,8 +19,10 @@ __all__ = ["get", "names", "register"]
 GROUP = "caseback"
 
 _OFFERS: dict[tuple[str, str], str] = {
-    ("view", "circuit"): "caseback.show.report:fragment",
+    ("view", "circuit"): "caseback.show.circuit:notebook",
+    ("report", "circuit"): "caseback.show.circuit:report",
     ("method", "circuit"): "caseback.study.circuit:METHOD",
+    ("check", "circuits"): "caseback.circuits.check:identities",
 }
 
 

@@ -13,11 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from caseback.circuits.describe import describe
+from caseback.circuits.discover import Discovery
 from caseback.circuits.graph import Graph
+from caseback.core.stages import Checkpoint
 from caseback.show.payload import MAX_EDGES, MAX_PROMPTS, validate
-from caseback.study.spec import plain
+from caseback.show.report import fragment, page
+from caseback.study.spec import environment, plain
+from caseback.study.store import Record
 
-__all__ = ["Ends", "circuit_payload", "edge_ends"]
+__all__ = ["Ends", "circuit_payload", "edge_ends", "notebook", "payload_of", "report"]
 
 
 class Ends(NamedTuple):
@@ -136,3 +141,20 @@ def _rows(graph: Graph, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 def _rounded(score: Float[np.ndarray, "n"]) -> list[float]:
     """Five significant digits: finer than any score is known, and a third of the file's size."""
     return [float(f"{value:.5g}") for value in score.tolist()]
+
+
+def payload_of(view: Checkpoint, *, environment: Mapping[str, Any] | None = None, cost: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The payload of a study that `circuits.describe` has put down."""
+    data = {name: value for name, value in view.data.items() if name not in ("graph", "chosen", "forwards")}
+    return circuit_payload(graph=Graph.from_json(view.data["graph"]), **view.arrays, **data, environment=environment, cost=cost)
+
+
+def report(record: Record) -> str:
+    """The page of a recorded run."""
+    spent = {**plain(record.cost), "forwards": record.table().get("forwards")}
+    return page(payload_of(record.stage("view"), environment=record.environment, cost=spent))
+
+
+def notebook(found: Discovery) -> str:
+    """A study as a notebook shows it."""
+    return fragment(payload_of(describe(found), environment=environment(), cost={"forwards": found.forwards}))

@@ -1,0 +1,80 @@
+"""The circuit study as a method of the casebook: from a task's name and a model's name to a record that can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from caseback.circuits.describe import describe
+from caseback.circuits.discover import DiscoverConfig, discover
+from caseback.core.progress import Progress
+from caseback.core.provenance import sha256_json
+from caseback.model.load import load
+from caseback.model.model import Model
+from caseback.study.resume import RunFolder
+from caseback.study.spec import Spec
+from caseback.tasks import Task, read_task
+
+__all__ = ["METHOD", "CircuitConfig", "circuit_spec", "data_hash"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitConfig:
+    """All a resumed run needs to begin where it stopped."""
+
+    task: str
+    """A library task's name, or a file of pairs."""
+    n: int | None = None
+    """Pairs, both splits together; None: all of a file, the library's default otherwise."""
+    seed: int = 0
+    """Of the task's generator."""
+    model: str | None = None
+    """As given to `load`; None is the default model."""
+    dtype: str = "float32"
+    device: str = "cpu"
+    schema: str | None = None
+    """A schema file whose spans replace the task's; "none" ignores positions, "tokens" makes every token position a span."""
+    discover: DiscoverConfig = field(default_factory=DiscoverConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.discover, Mapping):  # as read back from a record
+            object.__setattr__(self, "discover", DiscoverConfig(**self.discover))
+
+    def load_model(self, progress: Progress) -> Model:
+        return load(self.model, dtype=self.dtype, device=self.device, progress=progress)
+
+    def read_task(self, model: Model) -> Task:
+        """The task with the spans this study asks for."""
+        from caseback.tasks.respan import respan
+
+        return respan(read_task(self.task, n=self.n, seed=self.seed, model=model), self.schema, model)
+
+
+def data_hash(task: Task) -> str:
+    """SHA-256 of the pairs, their spans and their split."""
+    return sha256_json([asdict(pair) for pair in task.pairs])
+
+
+def circuit_spec(config: CircuitConfig, model: Model, task: Task, *, passed: Mapping[str, Any]) -> Spec:
+    """What makes this study the same as another: configuration, model files, pairs."""
+    return Spec.of("circuit", config, task=task.name, model=asdict(model.source), data=data_hash(task), passed=passed)
+
+
+class _Circuit:
+    name = "circuit"
+    Config = CircuitConfig
+
+    def run(self, config: CircuitConfig, run: RunFolder, progress: Progress) -> None:
+        """check → score → select → choose → evaluate → minimality → patch → view, each stage saved."""
+        model: Model = run.have.get("model") or config.load_model(progress)
+        task: Task = run.have.get("task") or config.read_task(model)
+        run.confirm(model=asdict(model.source), data=data_hash(task))
+        found = discover(model, task, config.discover, stages=run, progress=progress)
+        view = run.stage("view", lambda: describe(found))
+        about = found.about
+        table = {"model": about.model, "task": about.task, "n": about.n, "accuracy": about.accuracy, **found.table()}
+        run.write_result(table, details={"chosen": view.data["chosen"], "areas": view.data["areas"], "validation": {k: v for k, v in view.data["validation"].items() if k != "sample"}})
+
+
+METHOD = _Circuit()
