@@ -31,6 +31,7 @@ COMMANDS = {
     "runs": ("caseback.cli.runs:runs", "List the runs of a study folder."),
     "show": ("caseback.cli.runs:show", "Print a run."),
     "report": ("caseback.cli.runs:report", "Write a run's page and print where it is."),
+    "resume": ("caseback.cli.runs:resume", "Go on with a run that was stopped."),
 }
 """Command → where it is ("module:attribute", a typer app or a function) and its line in the help."""
 
@@ -56,6 +57,14 @@ class _Lazy(TyperGroup):
         command = typer.main.get_command(found)
         command.name = cmd_name
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            if str(stopped):  # a run that can be resumed says how
+                print(f"\ncaseback: {stopped}", file=sys.stderr)
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):

@@ -27,7 +27,7 @@ from caseback.core import registry
 from caseback.core.errors import CasebackError, StudyError
 from caseback.core.progress import Progress, silent
 from caseback.core.provenance import environment, versions
-from caseback.study.files import Checkpoint, cannot_write, read_checkpoint, read_json, write_json
+from caseback.study.files import Checkpoint, Saved, cannot_write, read_checkpoint, read_json, write_json
 from caseback.study.index import Row, rows
 from caseback.study.resume import Cost, Event, Interrupted, RunFolder, cost, is_locked, locked, read_events
 from caseback.study.spec import Method, Spec
@@ -113,6 +113,14 @@ class Record:
             there = sorted(p.stem for p in path.parent.glob("*.safetensors"))
             raise StudyError(f"run {self.id} has saved no stage {name!r}; it has: {', '.join(there) or 'none'}")
         return read_checkpoint(path, owner=self.spec.digest).state
+
+    def saved(self) -> dict[str, Saved]:
+        """Every stage on disk with its steps done and in all; a damaged one, which will be computed again, is left out."""
+        found = {}
+        for path in sorted(self.path.glob("arrays/*.safetensors")):
+            with suppress(StudyError):
+                found[path.stem] = read_checkpoint(path, owner=self.spec.digest)
+        return found
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -269,11 +277,10 @@ class Study:
         for left in self._runs.glob(".new-*"):
             shutil.rmtree(left)
         now = datetime.now(UTC)
-        name = "-".join([_slug(spec.method), _slug(spec.task), spec.digest[:4]])
-        stamp = now
-        while (self._runs / f"{stamp:%Y%m%d-%H%M%S}-{name}").exists():
+        stamp, taken = now, {run[:15] for run in self.ids()}
+        while f"{stamp:%Y%m%d-%H%M%S}" in taken:  # one run a second, so that ids sort by time
             stamp += timedelta(seconds=1)
-        path = self._runs / f"{stamp:%Y%m%d-%H%M%S}-{name}"
+        path = self._runs / f"{stamp:%Y%m%d-%H%M%S}-{_slug(spec.method)}-{_slug(spec.task)}-{spec.digest[:4]}"
         draft = self._runs / f".new-{path.name}"
         self._make(draft / "arrays")
         write_json(
