@@ -10,6 +10,7 @@ import numpy as np
 
 from caseback.circuits.discover import Discovery
 from caseback.circuits.evaluate import Measured
+from caseback.circuits.select import entries
 from caseback.core.stages import Checkpoint
 from caseback.evidence import Interval
 
@@ -19,10 +20,12 @@ MAX_EDGES = 20_000
 
 
 def describe(found: Discovery) -> Checkpoint:
-    """Arrays: the edges that enter the circuits first (index, score, rank). Data: everything else, JSON."""
+    """Arrays: the edges that come alive first (index, score, rank), so that the circuit of n edges is those of rank ≤ n. Data: everything else, JSON."""
     scores, ranking, about = found.scores, found.ranking, found.about
-    index = ranking.edges(min(ranking.n, MAX_EDGES))[:MAX_EDGES]
-    arrays = {"index": index, "score": scores.flat[index].astype(np.float64), "rank": ranking.rank[index].astype(np.int64) + 1}
+    entry = entries(ranking)
+    index = np.argsort(entry, kind="stable")[:MAX_EDGES]
+    index = index[entry[index] < ranking.n]
+    arrays = {"index": index, "score": scores.flat[index].astype(np.float64), "rank": np.arange(1, len(index) + 1)}
     minimal, _ = found.minimality
     losses, exact, agreement = found.losses(), found.patched.intervals(), found.agreement()
     table = [
@@ -47,10 +50,10 @@ def describe(found: Discovery) -> Checkpoint:
         "curve": _curve(found),
         "areas": [{"name": name, **row} for name, row in found.areas().items()],
         "minimality": {
-            "edges": found.edges[found.chosen],
+            "edges": found.sizes[found.chosen],
             "rows": [{"edge": int(edge), "name": scores.graph.name(edge), "loss": f.value, "low": f.low, "high": f.high} for edge, f in zip(minimal, losses, strict=True)],
         },
-        "completeness": {"edges": list(found.edges), **_columns(found.complement.faithfulness(), "faithfulness", "low", "high")},
+        "completeness": {"edges": list(found.sizes), **_columns(found.complement.faithfulness(), "faithfulness", "low", "high")},
         "table": table,
         "validation": {
             "pearson": agreement.pearson,
@@ -60,7 +63,7 @@ def describe(found: Discovery) -> Checkpoint:
             "sample": np.stack([found.patched.score, found.patched.exact.mean(axis=1)], axis=1).tolist(),
         },
         "settings": {**asdict(found.config), "selection_metric": about.metric, "scores": dict(scores.method)["name"], "model_files": dict(about.files)},
-        "chosen": {"size": found.sizes[found.chosen], "edges": found.edges[found.chosen], "target": found.config.target},
+        "chosen": {"edges": found.sizes[found.chosen], "target": found.config.target},
         "notes": _notes(found),
     }
     return Checkpoint(arrays, data)
@@ -75,8 +78,7 @@ def _curve(found: Discovery) -> dict[str, Any]:
         return [float(value) for value in getattr(measured, name).mean(axis=1)]
 
     return {
-        "sizes": list(found.sizes),
-        "edges": list(found.edges),
+        "edges": list(found.sizes),
         "token_edges": list(found.token_edges),
         **_columns(found.circuit.faithfulness(), "faithfulness", "low", "high"),
         **_columns(found.random_mean().faithfulness(), "random", "random_low", "random_high"),

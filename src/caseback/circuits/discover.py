@@ -108,9 +108,7 @@ class Discovery:
     scores: Scores
     ranking: Ranking
     sizes: tuple[int, ...]
-    """Edges taken by the selector, before dead ends are pruned."""
-    edges: tuple[int, ...]
-    """Live edges of each circuit."""
+    """Edges of each circuit, dead ends pruned; rising."""
     token_edges: tuple[float, ...]
     """Live token-level edges, mean over discovery prompts."""
     circuit: Measured
@@ -145,7 +143,7 @@ class Discovery:
         return Measured(metric=mean(found.metric), agreement=mean(found.agreement), kl=mean(found.kl), full=found.full, empty=found.empty)
 
     def shares(self) -> np.ndarray:
-        """Sizes as fractions of the ranked edges: the axis of CPR and CMD."""
+        """Sizes as fractions of all live edges: the axis of CPR and CMD."""
         return np.asarray(self.sizes) / self.sizes[-1]
 
     def areas(self) -> dict[str, dict[str, float]]:
@@ -262,8 +260,7 @@ def _discover(model: Model, discovery: PairBatch, held_out: PairBatch, about: Ab
 
     scores = _scored(model, discovery, config, mean, run)
     ranking = (best_first if config.selection == "best-first" else top_n)(scores, merge=config.merge, sign=config.sign)
-    sizes = curve_sizes(ranking.n, config.points)
-    circuits = [ranking.circuit(n) for n in sizes]
+    circuits = _rising([ranking.circuit(n) for n in curve_sizes(ranking.n, config.points)])
     random, agnostic = _controls(scores, ranking, circuits, config)
 
     def several(name: str, pairs: PairBatch, chosen: Sequence[Circuit], mixing: Mixing = config.mixing) -> Measured:
@@ -289,8 +286,8 @@ def _discover(model: Model, discovery: PairBatch, held_out: PairBatch, about: Ab
     tried = _tried(scores, circuits[chosen], config)
     without = [circuits[chosen] - Circuit.of(scores.graph, np.array([edge])) for edge in tried]
     minimality = several("minimality", few, [circuits[chosen], *without])
-    ranked = int((ranking.rank < ranking.n).sum())
-    edges = sample_edges(scores, top=min(config.patched, ranked), random=min(config.patched, ranked), seed=config.seed)
+    top = min(config.patched, scores.graph.n_edges // 2)
+    edges = sample_edges(scores, top=top, random=top, seed=config.seed)
 
     def patch(state: Checkpoint | None, i: int) -> Checkpoint:
         found = patch_edges(model, few, scores, edges, progress=lambda stage, n, total: progress("patch", n, total), **how)
@@ -302,8 +299,7 @@ def _discover(model: Model, discovery: PairBatch, held_out: PairBatch, about: Ab
         config=config,
         scores=scores,
         ranking=ranking,
-        sizes=sizes,
-        edges=tuple(circuit.n_edges for circuit in circuits),
+        sizes=tuple(circuit.n_edges for circuit in circuits),
         token_edges=tuple(circuit.size(scores.lengths) for circuit in circuits),
         circuit=parts[0],
         random=parts[1],
@@ -311,9 +307,20 @@ def _discover(model: Model, discovery: PairBatch, held_out: PairBatch, about: Ab
         complement=parts[3],
         chosen=chosen,
         minimality=(tried, minimality),
-        patched=Patched(edges=edges, score=scores.flat[edges].astype(float), exact=exact, n_top=min(config.patched, ranked)),
+        patched=Patched(edges=edges, score=scores.flat[edges].astype(float), exact=exact, n_top=top),
         forwards=run.forwards,
     )
+
+
+def _rising(circuits: Sequence[Circuit]) -> list[Circuit]:
+    """Those with more edges than the one before; the first few edges taken may all hang in the air."""
+    kept: list[Circuit] = []
+    for circuit in circuits:
+        if circuit.n_edges > (kept[-1].n_edges if kept else 0):
+            kept.append(circuit)
+    if not kept:
+        raise CircuitError("no edge leads from the embedding to the logits: all scores may be zero (is the counterfactual any different?)")
+    return kept
 
 
 def _ends(found: Measured) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -351,14 +358,7 @@ def _controls(scores: Scores, ranking: Ranking, circuits: Sequence[Circuit], con
     select = best_first if config.selection == "best-first" else top_n
     rankings = [select(shuffled(scores, config.seed + draw), merge=config.merge, sign=config.sign) for draw in range(config.draws)]
     random = [largest(ranking, lambda circuit: circuit.size(lengths), limit) for limit in limits for ranking in rankings]
-    summed = Scores(
-        graph=graph.with_spans(),
-        residual=scores.residual.sum(axis=0, keepdims=True),
-        crossing=scores.crossing.sum(axis=(3, 4), keepdims=True),
-        lengths=lengths.sum(axis=1, keepdims=True),
-        method=scores.method,
-    )
-    flat = best_first(summed, merge=config.merge, sign=config.sign, crossing="free")
+    flat = best_first(scores.collapse(), merge=config.merge, sign=config.sign, crossing="free")
     agnostic = [largest(flat, lambda circuit: circuit.expand(graph).size(lengths), limit).expand(graph) for limit in limits]
     return random, agnostic
 

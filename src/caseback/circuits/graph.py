@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 
 from caseback.core.errors import CircuitError
 
-__all__ = ["CHANNELS", "Circuit", "Graph", "Scores"]
+__all__ = ["CHANNELS", "Circuit", "Graph", "Scores", "split_flat"]
 
 CHANNELS = ("q", "k", "v")
 """The channels of a crossing edge, in array order."""
@@ -338,7 +338,7 @@ class Scores:
 
     def with_flat(self, flat: Float[np.ndarray, "index"]) -> Scores:
         """The same record with other numbers, given by edge index."""
-        residual, crossing = _split(self.graph, flat)
+        residual, crossing = split_flat(self.graph, flat)
         return replace(self, residual=residual, crossing=crossing)
 
     def collapse(self) -> Scores:
@@ -389,7 +389,7 @@ class Circuit:
     @staticmethod
     def from_flat(graph: Graph, flat: Bool[np.ndarray, "index"]) -> Circuit:
         """A circuit from one truth value per edge index."""
-        residual, crossing = _split(graph, flat)
+        residual, crossing = split_flat(graph, flat)
         return Circuit(graph=graph, residual=residual, crossing=crossing)
 
     @staticmethod
@@ -485,7 +485,7 @@ class Circuit:
         return f"Circuit({self.n_edges} of {self.graph.n_edges} edges, spans {', '.join(self.graph.spans)})"
 
 
-def _split(graph: Graph, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_flat(graph: Graph, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One array by edge index → (residual, crossing)."""
     residual, crossing = np.split(flat, [graph.n_residual])
     return residual.reshape(graph.residual_shape), crossing.reshape(graph.crossing_shape)

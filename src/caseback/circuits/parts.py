@@ -86,7 +86,7 @@ class Layer:
     post_norm: Norm | None
     """Norm between the output projection and the stream."""
     projections: tuple[nn.Module, ...]
-    columns: tuple[Int[Tensor, "head dim"], ...] | None
+    columns: tuple[Int[Tensor, "_ _"], ...] | None
     """Columns of a fused projection that make q, k, v; None where there are three projections."""
     w_q: Float[Tensor, "head key_dim d"]
     w_k: Float[Tensor, "kv_head key_dim d"]

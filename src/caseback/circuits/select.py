@@ -31,10 +31,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from caseback.circuits.graph import Circuit, Graph, Scores
+from caseback.circuits.graph import Circuit, Graph, Scores, split_flat
 from caseback.core.errors import CircuitError
 
-__all__ = ["Merge", "Ranking", "Sign", "best_first", "largest", "prune", "shuffled", "threshold", "top_n"]
+__all__ = ["Merge", "Ranking", "Sign", "best_first", "entries", "largest", "prune", "shuffled", "threshold", "top_n"]
 
 Merge = Literal["separate", "qkv"]
 """Whether the channels q, k, v are taken apart or together."""
@@ -190,6 +190,50 @@ def prune(circuit: Circuit) -> Circuit:
         ends = writer_read[:, graph.heads[layer]].T[None, :, :, None]
         crossing[:, layer] = circuit.crossing[:, layer] & _starts(reader_fed, graph, layer) & ends
     return Circuit(graph=graph, residual=residual, crossing=crossing)
+
+
+def entries(ranking: Ranking) -> Int[np.ndarray, "index"]:
+    """When each edge comes alive: the smallest n whose pruned circuit holds it, less one; a large number where none does.
+
+    An edge lives once a path of taken edges leads from the embedding to its source and one from its end to the logits:
+    entry = max(rank, the best worst rank to the source, and from the end on). Two sweeps over the layers.
+    """
+    graph = ranking.graph
+    residual, crossing = (part.astype(np.int64) for part in split_flat(graph, ranking.rank))
+    spans, writers, readers = graph.residual_shape
+    up = np.full((spans, writers), _NEVER, dtype=np.int64)  # from the embedding to a writer
+    up[:, 0] = -1
+    start = np.full((spans, readers), _NEVER, dtype=np.int64)  # from the embedding to a reader
+    down = np.full((spans, readers), _NEVER, dtype=np.int64)  # from a reader to the logits
+    down[-1, graph.logits] = -1
+    leave = np.full((spans, writers), _NEVER, dtype=np.int64)  # from a writer to the logits
+    for layer in range(graph.n_layers):
+        mlp, heads = graph.reader(layer, "mlp"), graph.heads[layer]
+        own = slice(layer * graph.readers_per_layer, mlp)
+        start[:, own] = np.maximum(residual[:, :, own], up[:, :, None]).min(axis=1)
+        begin = start[:, graph.starts[:, layer]]  # [span, channel, head]
+        across = np.stack([begin[:, 0].T[:, :, None] + np.zeros(spans, np.int64), *(begin[:, c].T[:, None] + np.zeros((spans, 1), np.int64) for c in (1, 2))])
+        up[:, heads] = np.maximum(crossing[:, layer], across).min(axis=(0, 3)).T
+        start[:, mlp] = np.maximum(residual[:, :, mlp], up).min(axis=1)
+        up[:, graph.writer(layer)] = start[:, mlp]
+    start[:, graph.logits] = np.maximum(residual[:, :, graph.logits], up).min(axis=1)
+    end = np.empty(crossing.shape, dtype=np.int64)
+    for layer in reversed(range(graph.n_layers)):
+        mlp, heads = graph.reader(layer, "mlp"), graph.heads[layer]
+        after = slice(mlp + 1, None)
+        leave[:, graph.writer(layer)] = np.maximum(residual[:, graph.writer(layer), after], down[:, after]).min(axis=1)
+        down[:, mlp] = leave[:, graph.writer(layer)]
+        leave[:, heads] = np.maximum(residual[:, heads, mlp:], down[:, None, mlp:]).min(axis=2)
+        end[:, layer] = np.maximum(crossing[:, layer], leave[:, heads].T[None, :, :, None])
+        for c in range(3):
+            for head in range(graph.n_heads):
+                best = end[c, layer, head].min(axis=1 if c == 0 else 0)
+                reader = graph.starts[c, layer, head]
+                down[:, reader] = np.minimum(down[:, reader], best)
+    alive_residual = np.maximum(np.maximum(residual, up[:, :, None]), down[:, None])
+    begin = np.moveaxis(start[:, graph.starts], 0, -1)  # [channel, layer, head, span]
+    alive_crossing = np.maximum(end, np.where(np.arange(3)[:, None, None, None, None] == 0, begin[..., :, None], begin[..., None, :]))
+    return np.minimum(np.concatenate([alive_residual.ravel(), alive_crossing.ravel()]), _NEVER)
 
 
 def _starts(fed: np.ndarray, graph: Graph, layer: int) -> np.ndarray:
