@@ -28,6 +28,11 @@ def test_the_config_comes_back():
     assert spec.config(Config) == Config(note="x")
 
 
+def test_a_nested_config_comes_back_as_a_mapping():
+    spec = Spec(method="toy", params={"inner": {"sizes": [1, 2]}}, task="t")
+    assert spec.config(dict) == {"inner": {"sizes": (1, 2)}}
+
+
 def test_what_counts_in_the_digest():
     model = {"id": "org/m", "revision": "abc", "files": {"m.safetensors": "00", "tokenizer.json": "11"}}
     one = Spec.of("toy", Config(), task="ioi", model=model, data="d", passed={"n": "3"})

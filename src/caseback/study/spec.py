@@ -34,7 +34,9 @@ class Method(Protocol):
 
     name: str
     Config: Any
-    """A frozen dataclass of plain values (numbers, strings, booleans, None, tuples of them)."""
+    """A frozen dataclass of plain values (numbers, strings, booleans, None, tuples of them); a nested dataclass comes
+    back as a mapping, which the Config turns into what it holds.
+    """
 
     def run(self, config: Any, run: RunFolder, progress: Progress) -> None:
         """Compute through `run.stage` and `run.fold`, end with `run.write_result`."""
@@ -120,4 +122,6 @@ def plain(value: Any) -> Any:
 
 def _tuples(value: Any) -> Any:
     """JSON's lists back to the tuples a frozen Config holds."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
