@@ -8,11 +8,8 @@ aligned sequences (Krogh et al. 1994): walking a prompt from left to right, colu
 
 and the spans are the segments of the best walk (dynamic programming, exact). A unit is seen through four features: its
 word (separately as a segment's first, inner and last; the mean of first and last where it is alone); its shape (lower
-case, capital, digits, other); whether it differs from the counterfactual at the same place; and, for words that are not
-part of the frame all prompts share, whether it is the first or a later mention. All probabilities are smoothed counts.
-
-A *unit* is what may not be cut: a token, joined to its neighbours inside a word, except where the counterfactual
-differs from there on (1732 and 1701 are cut into 17 and 32) and before the last token, which stands alone.
+case, capital, digits, other); whether it differs from the counterfactual at the same place; and whether it is the
+first, a later or the only mention of content (`units.py`). All probabilities are smoothed counts.
 
 Invariant: what `lay` returns passes the rules of `schema.py`: every span, in order, contiguous, last token alone.
 """
@@ -34,129 +31,18 @@ from caseback.tasks.encode import LanguageModel
 from caseback.tasks.pair import Pair
 from caseback.tasks.schema import Schema, Span, token_ranges
 from caseback.tasks.task import Task
+from caseback.tasks.units import MENTIONS, SHAPES, Lexicon, Unit, lexicon_of, mentions, units_of
 
 __all__ = [
     "Aligner",
     "Column",
     "Laid",
-    "Unit",
     "cuts_of",
     "fit",
-    "frame_of",
     "learn",
     "lay",
     "lay_on",
-    "units",
-    "units_of",
 ]
-
-SHAPES = ("lower", "capital", "digits", "other")
-MENTIONS = 3
-"""Told apart: not repeated, first mention, later mention."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """The smallest piece a span may begin or end at."""
-
-    word: str
-    """Its text in lower case, without space around it."""
-    shape: str
-    start: int
-    """Characters [start, end) of the prompt; the space before the text is included."""
-    end: int
-    tokens: tuple[int, int]
-    """Tokens [first, last + 1)."""
-    changed: bool | None = None
-    """Whether the counterfactual has other text at these tokens; None where there is none to compare with."""
-    salient: bool = False
-
-
-def units(
-    prompt: str,
-    offsets: Sequence[tuple[int, int]],
-    counterfactual: Sequence[str] | None = None,
-    salient: Sequence[bool] | None = None,
-) -> list[Unit]:
-    """The units of a prompt from its tokens' character ranges.
-
-    `counterfactual` holds the texts of the counterfactual's tokens, as many as the prompt's; `salient` one flag a token.
-
-    >>> [u.word for u in units("a 12b", [(0, 1), (1, 3), (3, 4), (4, 5)])]
-    ['a', '12', 'b']
-    """
-    texts = [prompt[start:end].strip() for start, end in offsets]
-    n = len(offsets)
-    changed = None if counterfactual is None else [a != b.strip() for a, b in zip(texts, counterfactual, strict=True)]
-    for i in range(1, n if changed else 0):  # of 1731 and 1701, 31 differs as a whole
-        assert changed is not None
-        changed[i] |= changed[i - 1] and _goes_on(prompt, offsets, texts, i)
-    joined = [0 < i < n - 1 and _goes_on(prompt, offsets, texts, i) for i in range(n)]
-    if changed is not None:
-        joined = [j and (changed[i] == changed[i - 1] or not texts[i][:1].isdigit()) for i, j in enumerate(joined)]
-    if n > 2 and not texts[n - 2]:  # white space never begins a unit of its own, not even before the last token
-        joined[n - 2] = True
-    starts = [i for i in range(n) if not joined[i]]
-    found = []
-    for a, b in pairwise([*starts, n]):
-        start = 0 if a == 0 else max(offsets[a - 1][1], 0)
-        text = prompt[start : offsets[b - 1][1]].strip()
-        found.append(
-            Unit(
-                word=text.lower(),
-                shape=_shape(text),
-                start=start,
-                end=len(prompt) if b == n else offsets[b - 1][1],
-                tokens=(a, b),
-                changed=None if changed is None else any(changed[a:b]),
-                salient=salient is not None and any(salient[a:b]),
-            )
-        )
-    return found
-
-
-def units_of(pair: Pair, model: LanguageModel, *, salient: Sequence[bool] | None = None) -> list[Unit]:
-    """The units of a pair's clean prompt, compared with its counterfactual where that has as many tokens."""
-    skip = int(model.bos)
-    offsets, other = model.offsets(pair.clean)[skip:], model.offsets(pair.counterfactual)[skip:]
-    texts = [pair.counterfactual[start:end] for start, end in other]
-    if salient is not None and len(salient) != len(offsets):
-        raise SchemaError(f"{len(salient)} saliency values were given for the {len(offsets)} tokens of {pair.clean!r}")
-    return units(pair.clean, offsets, texts if len(other) == len(offsets) else None, salient)
-
-
-def _goes_on(prompt: str, offsets: Sequence[tuple[int, int]], texts: Sequence[str], i: int) -> bool:
-    """Whether token i goes on with the word or number of token i - 1."""
-    start, end = offsets[i - 1][1], offsets[i][1]
-    if offsets[i][0] < start or not texts[i - 1]:  # parts of one character; white space before a text
-        return True
-    if not texts[i] or prompt[start:end][:1].isspace() or prompt[offsets[i][0]].isspace():
-        return False
-    left, right = texts[i - 1][-1], texts[i][0]
-    return left.isalpha() and right.isalpha() or left.isdigit() and right.isdigit()
-
-
-def _shape(text: str) -> str:
-    if text.isdigit():
-        return "digits"
-    return "other" if not text[:1].isalpha() else "capital" if text[0].isupper() else "lower"
-
-
-def frame_of(prompts: Sequence[Sequence[Unit]], share: float) -> frozenset[str]:
-    """The words that stand in at least this share of the prompts."""
-    seen = Counter(word for prompt in prompts for word in {unit.word for unit in prompt})
-    return frozenset(word for word, count in seen.items() if count >= share * len(prompts))
-
-
-def mentions(prompt: Sequence[Unit], frame: frozenset[str]) -> list[int]:
-    """For each unit 0 (not repeated, or part of the frame), 1 (first mention) or 2 (later mention)."""
-    total = Counter(unit.word for unit in prompt if unit.word not in frame and unit.word[:1].isalnum())
-    seen: Counter[str] = Counter()
-    found = []
-    for unit in prompt:
-        seen[unit.word] += 1
-        found.append(0 if total[unit.word] < 2 else min(seen[unit.word], MENTIONS - 1))
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +62,7 @@ class Column:
     changed: tuple[int, int]
     """Units like the counterfactual's, and unlike; units that have none are in neither."""
     mentions: tuple[int, ...]
-    """Units not repeated, first mentioned, mentioned again."""
+    """Units of each of MENTIONS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +72,7 @@ class Aligner:
     schema: Schema
     columns: tuple[Column, ...]
     """One a span."""
-    frame: frozenset[str]
-    """Words that nearly all prompts share."""
+    lexicon: Lexicon
     n: int
     """Examples it was learned from."""
 
@@ -196,7 +81,8 @@ class Aligner:
         return {
             "schema": self.schema.to_dict(),
             "n": self.n,
-            "frame": sorted(self.frame),
+            "known": sorted(self.lexicon.known),
+            "content": sorted(self.lexicon.content),
             "columns": [
                 {
                     "lengths": {str(k): v for k, v in sorted(c.lengths.items())},
@@ -215,18 +101,22 @@ class Aligner:
     def from_dict(data: object) -> Aligner:
         """The aligner in what `to_dict` gave; raises SchemaError that names the field."""
         if not isinstance(data, Mapping) or "schema" not in data:
-            raise SchemaError("an aligner is an object with the fields schema, n, frame and columns")
+            raise SchemaError("an aligner is an object with the fields schema, n, known, content and columns")
         schema = Schema.from_dict(data["schema"])
-        columns, frame, n = data.get("columns"), data.get("frame"), _count(data.get("n"))
+        columns, n = data.get("columns"), _count(data.get("n"))
         if not isinstance(columns, list) or len(columns) != len(schema.spans):
             raise SchemaError(
                 f"the aligner's 'columns' must be a list of {len(schema.spans)} objects, one for each span"
             )
-        if not isinstance(frame, list) or not all(isinstance(word, str) for word in frame):
-            raise SchemaError("the aligner's 'frame' must be a list of words")
+        words = {}
+        for name in ("known", "content"):
+            value = data.get(name)
+            if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+                raise SchemaError(f"the aligner's {name!r} must be a list of words")
+            words[name] = frozenset(value)
         if not n:
             raise SchemaError("the aligner's 'n' must be the number of examples it was learned from")
-        return Aligner(schema=schema, columns=tuple(map(_column, schema.spans, columns)), frame=frozenset(frame), n=n)
+        return Aligner(schema=schema, columns=tuple(map(_column, schema.spans, columns)), lexicon=Lexicon(**words), n=n)
 
 
 def _count(value: object) -> int | None:
@@ -262,20 +152,18 @@ def _column(span: str, data: object) -> Column:
         last=counts("last"),
         shapes=row("shapes", len(SHAPES)),
         changed=(unlike[0], unlike[1]),
-        mentions=row("mentions", MENTIONS),
+        mentions=row("mentions", len(MENTIONS)),
     )
 
 
-def fit(
-    schema: Schema, prompts: Sequence[Sequence[Unit]], cuts: Sequence[Sequence[int]], frame: frozenset[str]
-) -> Aligner:
+def fit(schema: Schema, prompts: Sequence[Sequence[Unit]], cuts: Sequence[Sequence[int]], lexicon: Lexicon) -> Aligner:
     """Count. `cuts[i]` holds the unit at which each span of prompt i begins; the last span ends with the prompt."""
     tallies = [_Tally() for _ in schema.spans]
     for prompt, starts in zip(prompts, cuts, strict=True):
-        repeated = mentions(prompt, frame)
+        repeated = mentions(prompt, lexicon)
         for tally, (a, b) in zip(tallies, pairwise([*starts, len(prompt)]), strict=True):
             tally.add(prompt[a:b], repeated[a:b])
-    return Aligner(schema=schema, columns=tuple(t.column() for t in tallies), frame=frame, n=len(prompts))
+    return Aligner(schema=schema, columns=tuple(t.column() for t in tallies), lexicon=lexicon, n=len(prompts))
 
 
 class _Tally:
@@ -288,9 +176,9 @@ class _Tally:
         self.last: Counter[str] = Counter()
         self.shapes: Counter[str] = Counter()
         self.changed: Counter[bool | None] = Counter()
-        self.mentions: Counter[int] = Counter()
+        self.mentions: Counter[int | None] = Counter()
 
-    def add(self, segment: Sequence[Unit], repeated: Sequence[int]) -> None:
+    def add(self, segment: Sequence[Unit], repeated: Sequence[int | None]) -> None:
         self.lengths[len(segment)] += 1
         self.first.update(unit.word for unit in segment[:1])
         self.inner.update(unit.word for unit in segment[1:-1])
@@ -307,7 +195,7 @@ class _Tally:
             last=dict(self.last),
             shapes=tuple(self.shapes[s] for s in SHAPES),
             changed=(self.changed[False], self.changed[True]),
-            mentions=tuple(self.mentions[m] for m in range(MENTIONS)),
+            mentions=tuple(self.mentions[m] for m in range(len(MENTIONS))),
         )
 
 
@@ -349,8 +237,8 @@ def lay_on(aligner: Aligner, task: Task, model: LanguageModel) -> Laid:
     return Laid(task=replace(task, pairs=tuple(kept), schema=aligner.schema), dropped=dropped)
 
 
-def learn(task: Task, model: LanguageModel, *, share: float = 0.9) -> Aligner:
-    """The aligner of the spans a task has, whoever wrote them; words in `share` of the prompts are the frame."""
+def learn(task: Task, model: LanguageModel) -> Aligner:
+    """The aligner of the spans a task has, whoever wrote them."""
     if task.schema is None:
         raise SchemaError(f"the task {task.name!r} has no spans to learn from; induce or propose a schema first")
     prompts = [units_of(pair, model) for pair in task.pairs]
@@ -358,7 +246,7 @@ def learn(task: Task, model: LanguageModel, *, share: float = 0.9) -> Aligner:
     for pair, prompt in zip(task.pairs, prompts, strict=True):
         ranges = token_ranges(pair.clean, model.offsets(pair.clean)[int(model.bos) :], pair.spans)
         cuts.append([sum(unit.tokens[0] < start for unit in prompt) for start, _ in ranges])
-    return fit(task.schema, prompts, cuts, frame_of(prompts, share))
+    return fit(task.schema, prompts, cuts, lexicon_of(prompts))
 
 
 def cuts_of(aligner: Aligner, found: Sequence[Unit]) -> list[int]:
@@ -366,7 +254,7 @@ def cuts_of(aligner: Aligner, found: Sequence[Unit]) -> list[int]:
     if not found:
         raise SchemaError("the prompt has no tokens, so no schema can be laid on it")
     inner = len(found) - 1
-    repeated = mentions(found, aligner.frame)
+    repeated = mentions(found, aligner.lexicon)
     background = Counter[str]()
     for column in aligner.columns:
         for words in (column.first, column.inner, column.last):
@@ -385,7 +273,7 @@ def cuts_of(aligner: Aligner, found: Sequence[Unit]) -> list[int]:
 
 
 def _segments(
-    column: Column, found: Sequence[Unit], repeated: Sequence[int], background: Mapping[str, int]
+    column: Column, found: Sequence[Unit], repeated: Sequence[int | None], background: Mapping[str, int]
 ) -> Float[np.ndarray, "n_plus_1 n_plus_1"]:
     """log P of the segment [i, j) as this column's, at [i, j]; -inf below the diagonal."""
     n = len(found)
@@ -409,21 +297,22 @@ def _segments(
     return np.where(j >= i, score + length[np.maximum(j - i, 0)], -np.inf)
 
 
-def _lengths(lengths: Mapping[int, int], most: int) -> Float[np.ndarray, "most_plus_1"]:
+def _lengths(lengths: Mapping[int, int], most: int) -> Float[np.ndarray, "sizes"]:
     """log P(length) for lengths 0 to `most`, from the chance to go on after each unit.
 
-    The chance is counted, with one example of the mean chance added. Beyond the longest segment seen it stays what it
-    was there: every further unit costs as much, so that columns of one fixed length do not swallow what is new.
+    The chance is counted, with one example of the chance beyond the longest segment seen. That chance is next to none
+    for a span that is one unit everywhere, so that slots do not swallow what is new.
     """
-    n, total = sum(lengths.values()), sum(k * v for k, v in lengths.items())
-    mean, longest = total / (total + n), max(lengths)
+    n, kinds, longest = sum(lengths.values()), len(lengths), max(lengths)
+    mean = sum(k * v for k, v in lengths.items()) / n
+    beyond = mean / (mean + 1) * kinds / (kinds + 1) if longest > 1 else 0.5 / (n + 1)
     stop, going = np.zeros(most + 1), 0.0
     for size in range(most + 1):
-        known = min(size, longest)
-        reached = sum(v for k, v in lengths.items() if k >= known)
-        on = (sum(v for k, v in lengths.items() if k > known) + mean) / (reached + 1)
+        longer = sum(v for k, v in lengths.items() if k > size)
+        reached = longer + lengths.get(size, 0)
+        on = (longer + beyond) / (reached + 1) if size <= longest else beyond
         stop[size] = going + math.log(1 - on)
-        going += math.log(on) if on else -math.inf
+        going += math.log(on)
     return stop
 
 
@@ -437,11 +326,14 @@ def _word(counts: Mapping[str, int], room: float, word: str, background: Mapping
     return math.log((1 - room) * counts.get(word, 0) / max(n, 1) + room * general)
 
 
-def _role(column: Column, unit: Unit, mention: int) -> float:
-    """Shape, mention and change of a unit, each counted with half an example added to every value."""
-    score = _smoothed(column.shapes, SHAPES.index(unit.shape)) + _smoothed(column.mentions, mention)
+def _role(column: Column, unit: Unit, mention: int | None) -> float:
+    """Shape, mention and change of a unit, as far as they are known."""
+    score = _smoothed(column.shapes, SHAPES.index(unit.shape))
+    if mention is not None:
+        score += _smoothed(column.mentions, mention)
     return score if unit.changed is None else score + _smoothed(column.changed, int(unit.changed))
 
 
 def _smoothed(counts: Sequence[int], index: int) -> float:
+    """log of a share, half an example added to every value."""
     return math.log((counts[index] + 0.5) / (sum(counts) + 0.5 * len(counts)))

@@ -6,10 +6,11 @@ share, which places the counterfactual changes, and which words a prompt says tw
 
 1. *align*: an anchor is a slot or a frame word that can be told in every prompt: it occurs equally often in the same
    gap between the anchors found so far, or next to the gap's edge. Slots come first, then frame words, until no gap
-   yields one (patience sorting, for many sequences in place of two);
-2. *cut*: a slot is a span. So is each frame word that touches a slot or another frame word that is one; a frame word
-   alone in free wording ("a" in "gave a drink") is wording. A place between two frame words, one of them in a run,
-   that always holds one word and not always the same is a slot too;
+   yields one (patience sorting, for many sequences in place of two). A slot is what the counterfactual changes, what
+   the prompt repeats, and what the same words fill (`units.py`: content);
+2. *cut*: a slot is a span. So is a frame word that stands between two slots, in a run of frame words, or before the
+   last token; one alone in free wording ("a" in "gave a drink") is wording. A place between two frame words, one of
+   them in a run, that always holds one word and not always the same is a slot too;
 3. *merge*: what stands before the first slot is one span: a causal model knows nothing of the question there. But a
    frame word with at most two free words between it and a slot opens the slot's phrase ("the keys", "the old keys"),
    and what stands between is cut off with it;
@@ -31,10 +32,11 @@ from itertools import count
 from typing import Literal
 
 from caseback.core.errors import SchemaError
-from caseback.tasks.aligner import Aligner, Unit, cuts_of, fit, frame_of, mentions, units_of
+from caseback.tasks.aligner import Aligner, cuts_of, fit
 from caseback.tasks.encode import LanguageModel
 from caseback.tasks.schema import BOS, Schema
 from caseback.tasks.task import Task
+from caseback.tasks.units import MENTIONS, Unit, lexicon_of, mentions, units_of
 
 __all__ = ["InduceConfig", "induce", "induce_units"]
 
@@ -91,18 +93,18 @@ def induce_units(prompts: Sequence[Sequence[Unit]], *, name: str, config: Induce
     config = config or InduceConfig()
     if len(prompts) < 2 or not all(prompts):
         raise SchemaError(f"a schema is induced by comparing prompts, and there are {len(prompts)}; give two at least")
-    frame = frame_of(prompts, config.share)
+    lexicon = lexicon_of(prompts)
     inner = [prompt[:-1] for prompt in prompts]  # the last unit is the last span, whatever it is
-    anchors = _align(inner, [mentions(prompt, frame) for prompt in prompts], frame, config)
+    anchors = _align(inner, [mentions(prompt, lexicon) for prompt in prompts], config)
     columns = _columns(_cut(anchors, inner, config), inner, config)
     whole = [i for i in range(len(inner)) if all(column.at[i] is not None for column in columns)]
     if len(whole) < 2:
         raise SchemaError("the prompts share no plan by which spans could be told; give prompts of one task")
     cuts = [[_start(column.at[i]) for column in columns] + [len(inner[i])] for i in whole]
     schema = _named(name, columns, [prompts[i] for i in whole], cuts, config)
-    aligner = fit(schema, [prompts[i] for i in whole], cuts, frame)
+    aligner = fit(schema, [prompts[i] for i in whole], cuts, lexicon)
     for _ in range(config.rounds):
-        learned = fit(schema, prompts, [cuts_of(aligner, prompt) for prompt in prompts], frame)
+        learned = fit(schema, prompts, [cuts_of(aligner, prompt) for prompt in prompts], lexicon)
         if learned == aligner:
             break
         aligner = learned
@@ -117,40 +119,52 @@ def _start(found: Range | None) -> int:
 # --- align -----------------------------------------------------------------------------------------------------------
 
 
-def _keys(prompt: Sequence[Unit], repeated: Sequence[int], frame: frozenset[str]) -> dict[tuple[str, ...], list[Range]]:
-    """What could be an anchor in one prompt, with its occurrences; slots are runs of units of the same role."""
-    found: dict[tuple[str, ...], list[Range]] = {}
-    previous: tuple[str, ...] | None = None
-    for i, (unit, mention) in enumerate(zip(prompt, repeated)):
-        key = _role(unit, mention)
-        if key is None and unit.word in frame:
-            key = ("word", unit.word)
-        if key is not None and key == previous and key[0] != "word":
-            found[key][-1] = (found[key][-1][0], i + 1)
-        elif key is not None:
-            found.setdefault(key, []).append((i, i + 1))
-        previous = key
-    return found
+def _occurrences(
+    prompts: Sequence[Sequence[Unit]], repeated: Sequence[Sequence[int | None]], config: InduceConfig
+) -> list[dict[tuple[str, ...], list[Range]]]:
+    """What could be an anchor in each prompt: key → where it occurs.
+
+    Neighbouring units of one role are one slot (a name of two words), unless there are equally many in every prompt.
+    """
+    seen = Counter(word for prompt in prompts for word in {unit.word for unit in prompt})
+    frame = {w for w, n in seen.items() if n >= config.share * len(prompts) and w[:1].isalnum()}
+    runs: list[dict[tuple[str, ...], list[Range]]] = []
+    for prompt, row in zip(prompts, repeated, strict=True):
+        found: dict[tuple[str, ...], list[Range]] = {}
+        previous: tuple[str, ...] | None = None
+        for i, (unit, mention) in enumerate(zip(prompt, row)):
+            key = _role(unit, mention) or (("word", unit.word) if unit.word in frame else None)
+            if key is not None and key == previous and key[0] != "word":
+                found[key][-1] = (found[key][-1][0], i + 1)
+            elif key is not None:
+                found.setdefault(key, []).append((i, i + 1))
+            previous = key
+        runs.append(found)
+    for key in {key for found in runs for key in found}:
+        sizes = Counter(tuple(b - a for a, b in found.get(key, [])) for found in runs)
+        if max(sizes.most_common(1)[0][0], default=0) > 1 and sizes.most_common(1)[0][1] >= config.share * len(runs):
+            for found in runs:
+                found[key] = [(i, i + 1) for a, b in found.get(key, []) for i in range(a, b)]
+    return runs
 
 
-def _role(unit: Unit, mention: int) -> tuple[str, ...] | None:
+def _role(unit: Unit, mention: int | None) -> tuple[str, ...] | None:
     if unit.changed:
-        return "changed", str(mention)
+        return "changed", "first" if mention == 1 else "again" if mention == 2 else ""
     if mention:
-        return "repeated", str(mention)
+        return "content", MENTIONS[mention]
     return ("salient",) if unit.salient else None
 
 
-RANK = {"changed": 0, "repeated": 1, "salient": 2, "word": 3}
+RANK = {"changed": 0, "content": 1, "salient": 2, "word": 3}
 
 
 def _align(
     prompts: Sequence[Sequence[Unit]],
-    repeated: Sequence[Sequence[int]],
-    frame: frozenset[str],
+    repeated: Sequence[Sequence[int | None]],
     config: InduceConfig,
 ) -> list[_Anchor]:
-    occurrences = [_keys(prompt, r, frame) for prompt, r in zip(prompts, repeated, strict=True)]
+    occurrences = _occurrences(prompts, repeated, config)
     keys = {key: None for found in occurrences for key in found}
     anchors: list[_Anchor] = []
     while True:
@@ -222,15 +236,13 @@ def _cut(anchors: Sequence[_Anchor], prompts: Sequence[Sequence[Unit]], config: 
     touching = [sum(size == 0 for size in row) >= enough for row in sizes]  # [place]: anchors place - 1 and place touch
     kept = {i for i, anchor in enumerate(anchors)}
     kept |= {len(anchors)}  # the last token
-    while True:  # frame words that touch nothing are wording, and so is what touched only them
-        lone = {
-            i
-            for i in kept
-            if i < len(anchors)
-            and anchors[i].kind == "word"
-            and not (touching[i] and i - 1 in kept)
-            and not (touching[i + 1] and i + 1 in kept)
-        }
+    while True:  # a frame word that stands alone is wording, and so is one that was in a run with such only
+        lone = set()
+        for i in kept - {len(anchors)}:
+            sides = [(j, anchors[j].kind if j < len(anchors) else "last") for j in (i - 1, i + 1) if j in kept]
+            beside = [kind for j, kind in sides if touching[max(i, j)]]
+            if anchors[i].kind == "word" and not ("word" in beside or "last" in beside or beside == ["slot", "slot"]):
+                lone.add(i)
         if not lone:
             break
         kept -= lone
@@ -275,7 +287,7 @@ def _columns(anchors: Sequence[_Anchor], prompts: Sequence[Sequence[Unit]], conf
         gaps = _gaps(anchors, place, prompts)
         filled = sum(b > a for a, b in gaps)
         before = columns[-1] if columns else None
-        if before and before.kind == "slot" and before.key[-1] == "1" and filled >= config.share * len(prompts):
+        if before and before.kind == "slot" and before.key[-1] == "first" and filled >= config.share * len(prompts):
             columns.append(_Anchor("next", before.key, tuple((a, a + 1) if b > a else None for a, b in gaps)))
             gaps = [(min(a + 1, b), b) for a, b in gaps]
             filled = sum(b > a for a, b in gaps)
