@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from caseback.core import registry
 from caseback.core.errors import CasebackError, FamilyError
-from caseback.model.check import IDENTITIES, Report, check
+from caseback.model.check import IDENTITIES, Identity, Report, check, family_for
 from caseback.model.families import FAMILIES, Family, family_of
 from caseback.model.model import Model
 from caseback.zoo.tiny import TINY, tiny
@@ -128,4 +129,25 @@ def test_no_hook_and_no_attention_switch_stays_behind() -> None:
 
 
 def test_the_identities_hold_on_a_model_of_half_precision_at_its_own_round_off() -> None:
-    assert check(Model(tiny("llama").to(torch.bfloat16))).passed
+    report = check(Model(tiny("llama").to(torch.bfloat16)))
+    assert all(report[name].passed for name in IDENTITIES)
+
+
+def test_what_another_room_cannot_try_fails_with_its_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: Model, *, seed: int) -> list[Identity]:
+        raise FamilyError("block 1 has no norm")
+
+    monkeypatch.setattr(registry, "names", lambda kind: ("circuits",))
+    monkeypatch.setattr(registry, "get", lambda kind, name: refuse)
+    report = check(Model(tiny("llama")))
+    assert [identity.name for identity in report.failed] == ["circuits"]
+    assert "cannot be tried: block 1 has no norm" in str(report)
+
+
+def test_a_guessed_row_without_exact_circuits_is_used_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    off = Identity(name="circuit node", equation="", error=1.0, tolerance=1e-4)
+    monkeypatch.setattr(registry, "names", lambda kind: ("circuits",))
+    monkeypatch.setattr(registry, "get", lambda kind, name: lambda model, *, seed: [off])
+    monkeypatch.delitem(FAMILIES, "qwen2")
+    row = family_for(tiny("qwen2"))
+    assert (row.circuits, row.why_not) == (False, "its row is guessed, and circuit node fails")

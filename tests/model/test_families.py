@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from caseback.core.errors import FamilyError
-from caseback.model.check import family_for
+from caseback.model.check import check, family_for
 from caseback.model.families import FAMILIES, Family, family_of
+from caseback.model.hooks import module_at
 from caseback.model.model import Model
 from caseback.zoo.tiny import TINY, tiny
 
@@ -106,8 +107,10 @@ def test_a_family_whose_row_is_hidden_is_guessed_or_refused_by_name(name: str, m
         return
     guessed = family_for(hf)  # held to the identities there
     assert guessed.guessed
-    same = ("embed", "blocks", "final_norm", "attn", "attn_norm", "o_proj", "mlp", "mlp_norm", "writes", "parallel")
-    same += ("write_scale", "logit_multiplier", "logit_divisor", "logit_softcap", "plain_heads", "circuits")
+    for part in ("embed", "blocks", "final_norm", "unembed"):
+        assert module_at(hf, getattr(guessed, part)) is module_at(hf, getattr(row, part))
+    same = ("attn", "attn_norm", "o_proj", "mlp", "mlp_norm", "writes", "parallel", "write_scale")
+    same += ("logit_multiplier", "logit_divisor", "logit_softcap", "plain_heads", "circuits")
     assert {key: getattr(guessed, key) for key in same} == {key: getattr(row, key) for key in same}
     if row.circuits:
         assert (guessed.qkv, guessed.fused) == (row.qkv, row.fused)
@@ -137,6 +140,15 @@ def test_a_guess_that_fails_an_identity_is_refused_with_the_identity() -> None:
         match=r"^model type 'granite_swa' has no row .* a guessed one fails these identities: values \(error",
     ):
         Model(hf)
+
+
+def test_the_language_model_of_a_model_that_also_sees_has_its_own_row() -> None:
+    text = CONFIG_MAPPING["gemma4_text"](**tiny("gemma4_text").config.to_dict())
+    hf = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gemma4"](text_config=text, vision_config=None))
+    model = Model(hf)
+    assert model.family.name == "gemma4_text"
+    assert module_at(hf, model.family.blocks) is hf.model.language_model.layers
+    assert check(model).passed
 
 
 def test_a_row_whose_module_is_missing_says_so() -> None:

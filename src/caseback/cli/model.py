@@ -133,7 +133,10 @@ def _model(name: str | None) -> Model:
 
 
 def _report(report: Report) -> dict[str, Any]:
-    identities = [asdict(identity) | {"passed": identity.passed} for identity in report.identities]
+    identities = [
+        asdict(i) | {"error": i.error if i.error != float("inf") else None, "passed": i.passed}
+        for i in report.identities
+    ]
     return {
         "model": report.model,
         "family": report.family.name,

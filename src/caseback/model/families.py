@@ -26,11 +26,11 @@ class Family:
 
     name: str
     """`config.model_type`."""
-    embed: str = "model.embed_tokens"
-    """Token embedding, from the causal LM."""
-    blocks: str = "model.layers"
+    embed: str = "model.embed_tokens|model.language_model.embed_tokens"
+    """Token embedding, from the causal LM (the second where it is the language model of a model that also sees)."""
+    blocks: str = "model.layers|model.language_model.layers"
     """The ModuleList of blocks, from the causal LM."""
-    final_norm: str = "model.norm"
+    final_norm: str = "model.norm|model.language_model.norm"
     unembed: str = "lm_head"
     attn: str = "self_attn"
     """The attention module; a block without it (a hybrid's linear-attention layer) has no q, k, v, pattern and z."""
