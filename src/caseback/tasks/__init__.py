@@ -2,6 +2,8 @@
 
 from caseback.tasks.check import check
 from caseback.tasks.encode import LanguageModel, PairBatch, encode
+from caseback.tasks.files import read_task, write_task
+from caseback.tasks.library import agreement, capitals, gender_bias, get, greater_than, ioi, ioi_baba, names
 from caseback.tasks.metrics import kl, logit_diff, metric_of, prob_diff, right, top1, top1_agree
 from caseback.tasks.pair import Pair
 from caseback.tasks.schema import BOS, Schema, Span, apply_pieces, problems, token_ranges
@@ -16,16 +18,26 @@ __all__ = [
     "Schema",
     "Span",
     "Task",
+    "agreement",
     "apply_pieces",
+    "capitals",
     "check",
     "encode",
+    "gender_bias",
+    "get",
+    "greater_than",
+    "ioi",
+    "ioi_baba",
     "kl",
     "logit_diff",
     "metric_of",
+    "names",
     "prob_diff",
     "problems",
+    "read_task",
     "right",
     "token_ranges",
     "top1",
     "top1_agree",
+    "write_task",
 ]

@@ -1,4 +1,5 @@
-"""Does the model do the task at all? A circuit of a question that is answered by chance explains nothing, so every study begins here."""
+"""Does the model do the task at all? A circuit of a question that is answered by chance explains nothing, so every
+study begins here."""
 
 from __future__ import annotations
 
@@ -51,9 +52,8 @@ def check(task: Task, model: LanguageModel, *, batch_size: int = 16, progress: P
     for i, row in enumerate(rows):
         if not good[i]:
             pair = task.pairs[row]
-            where = f"row {pair.row}" if pair.row is not None else f"pair {row + 1}"
             examples[WRONG].append(
-                f"{where}: {task.metric} {float(value[i]):+.3f} after {pair.clean!r} (answer {pair.answers[0]!r})"
+                f"{pair.where(row)}: {task.metric} {float(value[i]):+.3f} after {pair.clean!r} (answer {pair.answers[0]!r})"
             )
     kept = [row for row, keep in zip(rows, good.tolist(), strict=True) if keep]
     if not kept:

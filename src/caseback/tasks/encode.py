@@ -1,13 +1,16 @@
 """Pairs as tensors for the model at hand.
 
-What a pair says in characters must hold in tokens before a number can be trusted: every answer and foil is one token *as it continues the prompt*, the two prompts have
-the same number of tokens, no token reaches across a span's boundary, and the last span is the one token the prediction is read at. Whatever breaks a rule is named with its
-row; nothing is cut, padded on the left or guessed.
+What a pair says in characters must hold in tokens before a number can be trusted: every answer and foil is one token
+*as it continues the prompt*, the two prompts have the same number of tokens, no token reaches across a span's boundary,
+and the last span is the one token the prediction is read at. Whatever breaks a rule is named with its row; nothing is
+cut, padded on the left or guessed.
 
-Rule for answers: the answer's token t is the one with tokens(prompt + answer) = tokens(prompt) + [t]. So " Mary" after "... a drink to" and "4" after "... the year 17" are
-judged in place, where a tokenizer might merge or split them. The result is remembered for prompts that end in the same word.
+Rule for answers: the answer's token t is the one with tokens(prompt + answer) = tokens(prompt) + [t]. So " Mary" after
+"... a drink to" and "4" after "... the year 17" are judged in place, where a tokenizer might merge or split them. The
+result is remembered for prompts that end in the same word.
 
-Invariant: both sides of a PairBatch have the same mask and the same spans; a tokenizer's own BOS is the first span, named "bos".
+Invariant: both sides of a PairBatch have the same mask and the same spans; a tokenizer's own BOS is the first span,
+named "bos".
 """
 
 from __future__ import annotations
@@ -121,7 +124,7 @@ class Encoder:
 
     def __call__(self, pair: Pair, *, place: int = 0) -> Encoded:
         """The pair in tokens; raises Unfit. `place` numbers a pair that has no row."""
-        where = f"row {pair.row}" if pair.row is not None else f"pair {place + 1}"
+        where = pair.where(place)
         clean, counterfactual = self.model.tokens(pair.clean), self.model.tokens(pair.counterfactual)
         if len(clean) != len(counterfactual):
             raise Unfit(
@@ -155,11 +158,11 @@ class Encoder:
             joined = self.model.tokens(prompt + text)
             if joined[: len(ids)] != ids:
                 self._answers[key] = (
-                    f"melts into the last token of the prompt; end the prompt elsewhere or choose another {field}"
+                    "melts into the last token of the prompt; end the prompt elsewhere or choose another one"
                 )
             elif len(joined) != len(ids) + 1:
                 self._answers[key] = (
-                    f"is {len(joined) - len(ids)} tokens in this model; use a {field} that is one token, leading space included"
+                    f"is {len(joined) - len(ids)} tokens in this model; use one that is a single token, leading space included"
                 )
             else:
                 self._answers[key] = joined[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from caseback.core.errors import TaskError
@@ -32,25 +32,31 @@ class Pair:
     """(name, start, end) character ranges of `clean`, in schema order, covering it; start == end is an empty span; () means no schema."""
     split: Split | None = None
     """Which half of its task the pair is in; a Task assigns it where nobody did."""
-    row: int | None = None
+    row: int | None = field(default=None, compare=False)
     """Row in the user's file, counted from 1 as an editor does; used in messages."""
 
     def __post_init__(self) -> None:
-        where = "the pair" if self.row is None else f"row {self.row}"
-        for name, text in (("clean", self.clean), ("counterfactual", self.counterfactual)):
-            if not text.strip():
-                raise TaskError(f"{where}: '{name}' is empty; give a prompt")
-        if self.clean == self.counterfactual:
-            raise TaskError(
-                f"{where}: 'counterfactual' is the same prompt as 'clean', so nothing could be told apart; change what the answer depends on"
-            )
-        for name, texts in (("answers", self.answers), ("foils", self.foils)):
+        where = self.where()
+        fields = {
+            "clean": (self.clean,),
+            "counterfactual": (self.counterfactual,),
+            "answers": self.answers,
+            "foils": self.foils,
+        }
+        for name, texts in fields.items():
             if not texts or not all(texts):
-                raise TaskError(
-                    f"{where}: '{name}' needs at least one text and no empty one; write each as it continues the prompt, such as ' Mary'"
-                )
+                raise TaskError(f"{where}: '{name}' is empty; write the prompt, or texts as they continue it (' Mary')")
             if len(set(texts)) < len(texts):
                 raise TaskError(f"{where}: '{name}' holds {max(texts, key=texts.count)!r} twice; name each once")
+            if not all(_encodable(text) for text in texts):
+                raise TaskError(f"{where}: '{name}' holds half of a surrogate pair, which is no character; remove it")
+        if not self.clean.strip() or not self.counterfactual.strip():
+            raise TaskError(f"{where}: a prompt is nothing but white space; write the prompt")
+        if self.clean == self.counterfactual:
+            raise TaskError(
+                f"{where}: 'counterfactual' is the same prompt as 'clean', so nothing could be told apart; "
+                "change what the answer depends on"
+            )
         both = sorted(set(self.answers) & set(self.foils))
         if both:
             raise TaskError(f"{where}: {both[0]!r} is in 'answers' and in 'foils'; it can only be in one")
@@ -58,15 +64,30 @@ class Pair:
         for name, start, end in self.spans:
             if start != position or end < start or end > len(self.clean):
                 raise TaskError(
-                    f"{where}: the span {name!r} is [{start}, {end}) of a prompt of {len(self.clean)} characters; spans follow one another without gap and cover it"
+                    f"{where}: the span {name!r} is [{start}, {end}) of a prompt of {len(self.clean)} characters, while the "
+                    f"span before it ends at {position}; spans follow one another without gap and cover the prompt"
                 )
             position = end
         if self.spans and position != len(self.clean):
             raise TaskError(
-                f"{where}: the spans end at character {position} of {len(self.clean)}; the last one must reach the end of the prompt"
+                f"{where}: the spans end at character {position} of {len(self.clean)}; the last one reaches the prompt's end"
             )
+
+    def where(self, place: int | None = None) -> str:
+        """What messages call the pair: its row, or else its place among the others (counted from 0)."""
+        if self.row is not None:
+            return f"row {self.row}"
+        return "the pair" if place is None else f"pair {place + 1}"
 
     @property
     def pieces(self) -> tuple[tuple[str, str], ...]:
         """(span name, its text), in order; the texts make up the clean prompt."""
         return tuple((name, self.clean[start:end]) for name, start, end in self.spans)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,15 +1,18 @@
 """A schema: the named parts every prompt of a task is made of, in order, and how they come to lie on tokens.
 
-Prompts of one task differ in wording and length, so "position 7" means nothing across them; "the second mention of the subject" does. A `Schema` is the ordered
-list of such names (Haklay et al. 2025, arXiv 2502.04577, section 4). It is applied to a prompt by giving one piece of text per name. Whoever gives the pieces - a
-hand-written template, an alignment, a language model - goes through the same two functions here, so "valid" means one thing:
+Prompts of one task differ in wording and length, so "position 7" means nothing across them; "the second mention of the
+subject" does. A `Schema` is the ordered list of such names (Haklay et al. 2025, arXiv 2502.04577, section 4). It is
+applied to a prompt by giving one piece of text per name. Whoever gives the pieces - a hand-written template, an
+alignment, a language model - goes through the same two functions here, so "valid" means one thing:
 
 * the names are the schema's, each once, in its order;
-* the pieces, one after another, are the prompt. White space between two pieces may be left out of them and then belongs to the later one. A piece may be empty;
-* on tokens: a token belongs to the span that holds its first character that is not white space, no token reaches into a second span, and the last span is exactly one
-  token, because the prediction is read there.
+* the pieces, one after another, are the prompt. White space between two pieces may be left out of them and then belongs
+  to the later one. A piece may be empty;
+* on tokens: a token belongs to the span that holds its first character that is not white space, no token reaches into a
+  second span, and the last span is exactly one token, because the prediction is read there.
 
-Invariant: spans cover the prompt without gap or overlap, as character ranges; token ranges cover its tokens in the same way.
+Invariant: spans cover the prompt without gap or overlap, as character ranges; token ranges cover its tokens in the same
+way.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 
 from caseback.core.errors import SchemaError
 
-__all__ = ["BOS", "Schema", "Span", "apply_pieces", "problems", "token_ranges"]
+__all__ = ["BOS", "Schema", "Span", "apply_pieces", "kind_of", "problems", "token_ranges"]
 
 BOS = "bos"
 """The span of a beginning-of-sequence token that a tokenizer puts before the text; in no schema, first in a batch."""
@@ -55,7 +58,8 @@ class Schema:
                 )
             if name == BOS:
                 raise SchemaError(
-                    f"the schema {self.name!r} has a span named {BOS!r}, which is kept for the tokenizer's own first token; choose another name"
+                    f"the schema {self.name!r} has a span named {BOS!r}, which is kept for the tokenizer's own first token; "
+                    "choose another name"
                 )
             if self.spans.count(name) > 1:
                 raise SchemaError(
@@ -76,13 +80,13 @@ class Schema:
         """The schema in what `to_dict` gave; raises SchemaError that names the field."""
         if not isinstance(data, Mapping):
             raise SchemaError(
-                'a schema is an object such as {"name": "ioi", "spans": ["prefix", "IO", "to"]}, not ' + _kind(data)
+                'a schema is an object such as {"name": "ioi", "spans": ["prefix", "IO", "to"]}, not ' + kind_of(data)
             )
         name, spans, descriptions = data.get("name", "schema"), data.get("spans"), data.get("descriptions", {})
         if not isinstance(name, str):
-            raise SchemaError(f"the schema's 'name' must be text, not {_kind(name)}")
+            raise SchemaError(f"the schema's 'name' must be text, not {kind_of(name)}")
         if not isinstance(spans, list) or not all(isinstance(span, str) for span in spans):
-            raise SchemaError(f"the schema's 'spans' must be a list of names in order, not {_kind(spans)}")
+            raise SchemaError(f"the schema's 'spans' must be a list of names in order, not {kind_of(spans)}")
         if not isinstance(descriptions, Mapping) or not all(
             isinstance(x, str) for pair in descriptions.items() for x in pair
         ):
@@ -95,7 +99,7 @@ class Schema:
         return Schema(name=name, spans=tuple(spans), descriptions=dict(descriptions))
 
 
-def apply_pieces(schema: Schema, prompt: str, pieces: object) -> tuple[Span, ...]:
+def apply_pieces(schema: Schema, prompt: str, pieces: object, *, allow_empty: bool = True) -> tuple[Span, ...]:
     """Lay one piece of text per span on the prompt; raises SchemaError with every rule that is broken.
 
     `pieces` is a mapping from names to texts or a sequence of (name, text).
@@ -104,7 +108,7 @@ def apply_pieces(schema: Schema, prompt: str, pieces: object) -> tuple[Span, ...
     >>> apply_pieces(schema, "left left =>", [("word", "left"), ("again", "left"), ("arrow", "=>")])
     (('word', 0, 4), ('again', 4, 9), ('arrow', 9, 12))
     """
-    spans, wrong = _lay(schema, prompt, pieces, allow_empty=True)
+    spans, wrong = _lay(schema, prompt, pieces, allow_empty=allow_empty)
     if wrong:
         raise SchemaError("; ".join(wrong))
     return spans
@@ -134,8 +138,8 @@ def problems(
 def token_ranges(prompt: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[tuple[int, int]]:
     """Token range [start, end) of each span, in the spans' order; the one place where characters become tokens.
 
-    `offsets` are the character ranges of the tokens, without a BOS; a tokenizer may count a token's leading space or not. Raises SchemaError when a token holds text of
-    two spans or when the last span is not exactly one token.
+    `offsets` are the character ranges of the tokens, without a BOS; a tokenizer may count a token's leading space or not.
+    Raises SchemaError when a token holds text of two spans or when the last span is not exactly one token.
     """
     filled = [i for i, (_, start, end) in enumerate(spans) if end > start]
     starts = [spans[i][1] for i in filled]
@@ -151,13 +155,15 @@ def token_ranges(prompt: str, offsets: Sequence[tuple[int, int]], spans: Sequenc
         mine, other = owner(first), owner(last)
         if mine != other:
             raise SchemaError(
-                f"the token {text!r} holds text of the spans {spans[mine][0]!r} and {spans[other][0]!r}; put the boundary between them where a token begins"
+                f"the token {text!r} holds text of the spans {spans[mine][0]!r} and {spans[other][0]!r}; "
+                "put the boundary between them where a token begins"
             )
         counts[mine] += 1
     if counts[-1] != 1:
         name, start, end = spans[-1]
         raise SchemaError(
-            f"the last span, {name!r}, is {prompt[start:end]!r}, which is {_tokens(counts[-1])} here; it must be exactly one, because the prediction is read there"
+            f"the last span, {name!r}, is {prompt[start:end]!r}, which is {_tokens(counts[-1])} here; "
+            "it must be exactly one, because the prediction is read there"
         )
     ranges, position = [], 0
     for count in counts:
@@ -173,14 +179,14 @@ def _lay(schema: Schema, prompt: str, pieces: object, *, allow_empty: bool) -> t
     elif isinstance(pieces, Sequence) and not isinstance(pieces, str):
         items = list(pieces)
     else:
-        return (), [f"the spans must be an object from names to texts or a list of [name, text], not {_kind(pieces)}"]
+        return (), [f"the spans must be an object from names to texts or a list of [name, text], not {kind_of(pieces)}"]
     for item in items:
         if not (
             isinstance(item, Sequence) and not isinstance(item, str) and len(item) == 2 and isinstance(item[0], str)
         ):
             return (), [f"every span must be given as [name, text], not as {_short(item)}"]
         if not isinstance(item[1], str):
-            return (), [f"the text of the span {item[0]!r} must be text, not {_kind(item[1])}"]
+            return (), [f"the text of the span {item[0]!r} must be text, not {kind_of(item[1])}"]
     names = [name for name, _ in items]
     wrong = [f"the span {name!r} is missing" for name in schema.spans if name not in names]
     wrong += [
@@ -241,7 +247,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value read from JSON is, in words for messages."""
     kinds = {
         type(None): "nothing",
         str: "text",

@@ -1,8 +1,10 @@
-"""A task: one question asked many times, split once and for all into the half circuits are found on and the half they are judged on.
+"""A task: one question asked many times, split once and for all into the half circuits are found on and the half they
+are judged on.
 
-The split is a property of the pairs, not of the moment: it is fixed when a Task is made, travels with `check`, subsets and files, and holds no prompt - clean or
-counterfactual - on both sides. Pairs that share a prompt text, directly or through others, go together; these groups are dealt in order of appearance to the side that is
-further below its share, so the split is deterministic and as even as the groups allow.
+The split is a property of the pairs, not of the moment: it is fixed when a Task is made, travels with `check`, subsets
+and files, and holds no prompt - clean or counterfactual - on both sides. Pairs that share a prompt text, directly or
+through others, go together; these groups are dealt in order of appearance to the side that is further below its share,
+so the split is deterministic and as even as the groups allow.
 """
 
 from __future__ import annotations
@@ -57,15 +59,15 @@ class Task:
             names = tuple(name for name, _, _ in pair.spans)
             if names != expected:
                 raise TaskError(
-                    f"{_where(pair, place)}: 'spans' are {', '.join(names) or 'missing'}, while the task {self.name!r} has "
+                    f"{pair.where(place)}: 'spans' are {', '.join(names) or 'missing'}, while the task {self.name!r} has "
                     f"{', '.join(expected) or 'no schema'}; every pair has the same spans in the same order"
                 )
-        seen: dict[str, int] = {}
+        seen: dict[tuple[str, str], int] = {}
         for place, pair in enumerate(self.pairs):
-            first = seen.setdefault(pair.clean, place)
+            first = seen.setdefault((pair.clean, pair.counterfactual), place)
             if first != place:
                 raise TaskError(
-                    f"{_where(pair, place)}: 'clean' repeats the prompt of {_where(self.pairs[first], first)}; keep one of the two"
+                    f"{pair.where(place)}: both prompts repeat {self.pairs[first].where(first)}; keep one of the two"
                 )
         object.__setattr__(self, "pairs", _split(self.pairs, self.discovery_share))  # frozen for everybody else
 
@@ -77,6 +79,17 @@ class Task:
         """The task of the chosen pairs; each keeps its side of the split."""
         chosen = self.pairs[rows] if isinstance(rows, slice) else tuple(self.pairs[i] for i in rows)
         return replace(self, pairs=chosen)
+
+    def take(self, n: int) -> Task:
+        """The first n pairs, taken from both sides of the split in proportion."""
+        if not 1 <= n <= self.n:
+            raise TaskError(f"the task {self.name!r} was asked for n={n} pairs; it has {self.n}")
+        sides = {
+            side: [i for i, pair in enumerate(self.pairs) if pair.split == side] for side in ("discovery", "held_out")
+        }
+        found = round(n * len(sides["discovery"]) / self.n)
+        found = min(max(found, n - len(sides["held_out"])), len(sides["discovery"]))
+        return self[sorted(sides["discovery"][:found] + sides["held_out"][: n - found])]
 
     @property
     def discovery(self) -> Task:
@@ -139,16 +152,13 @@ class Check:
     def __str__(self) -> str:
         lines = [
             f"{self.task.name} on {self.model}: {self.task.n} of {self.n} pairs kept",
-            f"  accuracy {self.accuracy:.3f} of {self.fit} well-tokenised pairs (mean {self.task.metric} {self.mean:.3f}; top-1 {self.top1:.3f})",
+            f"  accuracy {self.accuracy:.3f} of {self.fit} well-tokenised pairs "
+            f"(mean {self.task.metric} {self.mean:.3f}; top-1 {self.top1:.3f})",
         ]
         for reason, count in self.dropped.items():
             lines.append(f"  dropped {count}: {reason}")
             lines += [f"    {example}" for example in self.examples[reason]]
         return "\n".join(lines)
-
-
-def _where(pair: Pair, place: int) -> str:
-    return f"row {pair.row}" if pair.row is not None else f"pair {place + 1}"
 
 
 def _split(pairs: tuple[Pair, ...], share: float) -> tuple[Pair, ...]:
@@ -157,7 +167,7 @@ def _split(pairs: tuple[Pair, ...], share: float) -> tuple[Pair, ...]:
     if any(given) and not all(given):
         place = given.index(False)
         raise TaskError(
-            f"{_where(pairs[place], place)}: 'split' is missing while other pairs have one; give it to every pair or to none"
+            f"{pairs[place].where(place)}: 'split' is missing while other pairs have one; give it to every pair or to none"
         )
     if all(given):
         sides: dict[str, tuple[Split | None, int]] = {}
@@ -166,8 +176,8 @@ def _split(pairs: tuple[Pair, ...], share: float) -> tuple[Pair, ...]:
                 side, first = sides.setdefault(text, (pair.split, place))
                 if side != pair.split:
                     raise TaskError(
-                        f"{_where(pair, place)}: 'split' is {pair.split!r}, but a prompt of this pair is also in {_where(pairs[first], first)}, "
-                        f"which is {side!r}; put both on one side"
+                        f"{pair.where(place)}: 'split' is {pair.split!r}, but a prompt of this pair is also in "
+                        f"{pairs[first].where(first)}, which is {side!r}; put both on one side"
                     )
         return pairs
     groups = _groups(pairs)
