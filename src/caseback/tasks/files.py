@@ -31,10 +31,10 @@ from caseback.tasks.pair import Pair, Split
 from caseback.tasks.schema import Schema, Span, apply_pieces, kind_of
 from caseback.tasks.task import Task
 
-__all__ = ["is_file", "needs_model", "read_task", "write_task"]
+__all__ = ["CSV", "JSONL", "is_file", "needs_model", "read_task", "write_task"]
 
-_JSONL = (".jsonl", ".ndjson", ".json")
-_CSV = (".csv",)
+JSONL = (".jsonl", ".ndjson", ".json")
+CSV = (".csv",)
 _PAIR_FIELDS = ("clean", "counterfactual", "answers", "foils", "spans", "split")
 _HEADER_FIELDS = (
     "task",
@@ -56,7 +56,7 @@ def is_file(task: str | os.PathLike[str]) -> bool:
 
 def needs_model(path: str | os.PathLike[str]) -> bool:
     """Whether reading or writing this file takes a tokenizer: the CSV counts tokens."""
-    return Path(path).suffix.lower() in _CSV
+    return Path(path).suffix.lower() in CSV
 
 
 def read_task(
@@ -89,10 +89,10 @@ def read_task(
         )
     if path.is_dir():
         raise TaskError(f"{path} is a folder; give the task file in it")
-    if suffix not in (*_JSONL, *_CSV):
+    if suffix not in (*JSONL, *CSV):
         raise TaskError(f"{path} is neither a .jsonl nor a .csv file; rename it to what it holds")
     with _named(path):
-        if suffix in _CSV:
+        if suffix in CSV:
             if model is None:
                 raise TaskError(
                     "a CSV counts tokens, so reading it takes a model; give one (--model on the command line)"
@@ -115,15 +115,15 @@ def write_task(task: Task, path: str | os.PathLike[str], *, model: LanguageModel
     """Write the task as .jsonl or .csv, whole or not at all; a CSV takes the model whose tokens it counts."""
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in (*_JSONL, *_CSV):
+    if suffix not in (*JSONL, *CSV):
         raise TaskError(f"{path} ends neither in .jsonl nor in .csv, so the format is not known; choose one of them")
     if not path.parent.is_dir():
         raise TaskError(f"there is no folder {path.parent} to write {path.name} into; make it first")
     if path.is_dir():
         raise TaskError(f"{path} is a folder; give the name of a file")
-    if suffix in _CSV and model is None:
+    if suffix in CSV and model is None:
         raise TaskError("a CSV counts tokens, so writing it takes a model; give one (--model on the command line)")
-    text = peap.render(task, model) if suffix in _CSV and model is not None else _render(task)
+    text = peap.render(task, model) if suffix in CSV and model is not None else _render(task)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
