@@ -31,7 +31,7 @@ from caseback.tasks.encode import LanguageModel
 from caseback.tasks.pair import Pair
 from caseback.tasks.schema import Schema, Span, token_ranges
 from caseback.tasks.task import Task
-from caseback.tasks.units import MENTIONS, SHAPES, Lexicon, Unit, lexicon_of, mentions, units_of
+from caseback.tasks.units import MENTIONS, SHAPES, Lexicon, Unit, lexicon_of, mentions, merged, stem_of, units_of
 
 __all__ = [
     "Aligner",
@@ -81,6 +81,7 @@ class Aligner:
         return {
             "schema": self.schema.to_dict(),
             "n": self.n,
+            "stem": self.lexicon.stem,
             "known": sorted(self.lexicon.known),
             "content": sorted(self.lexicon.content),
             "columns": [
@@ -101,9 +102,9 @@ class Aligner:
     def from_dict(data: object) -> Aligner:
         """The aligner in what `to_dict` gave; raises SchemaError that names the field."""
         if not isinstance(data, Mapping) or "schema" not in data:
-            raise SchemaError("an aligner is an object with the fields schema, n, known, content and columns")
+            raise SchemaError("an aligner is an object with the fields schema, n, stem, known, content and columns")
         schema = Schema.from_dict(data["schema"])
-        columns, n = data.get("columns"), _count(data.get("n"))
+        columns, n, stem = data.get("columns"), _count(data.get("n")), _count(data.get("stem"))
         if not isinstance(columns, list) or len(columns) != len(schema.spans):
             raise SchemaError(
                 f"the aligner's 'columns' must be a list of {len(schema.spans)} objects, one for each span"
@@ -114,9 +115,13 @@ class Aligner:
             if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
                 raise SchemaError(f"the aligner's {name!r} must be a list of words")
             words[name] = frozenset(value)
+        if stem is None:
+            raise SchemaError("the aligner's 'stem' must be a number of digits")
         if not n:
             raise SchemaError("the aligner's 'n' must be the number of examples it was learned from")
-        return Aligner(schema=schema, columns=tuple(map(_column, schema.spans, columns)), lexicon=Lexicon(**words), n=n)
+        return Aligner(
+            schema=schema, columns=tuple(map(_column, schema.spans, columns)), lexicon=Lexicon(stem=stem, **words), n=n
+        )
 
 
 def _count(value: object) -> int | None:
@@ -201,6 +206,7 @@ class _Tally:
 
 def lay(aligner: Aligner, prompt: str, found: Sequence[Unit]) -> tuple[Span, ...]:
     """The schema's spans on a prompt, given its units, as character ranges."""
+    found = merged(found, aligner.lexicon.stem)
     starts = cuts_of(aligner, found)
     places = [found[i].start if i < len(found) else len(prompt) for i in starts]
     names = aligner.schema.spans
@@ -241,12 +247,14 @@ def learn(task: Task, model: LanguageModel) -> Aligner:
     """The aligner of the spans a task has, whoever wrote them."""
     if task.schema is None:
         raise SchemaError(f"the task {task.name!r} has no spans to learn from; induce or propose a schema first")
-    prompts = [units_of(pair, model) for pair in task.pairs]
+    fine = [units_of(pair, model) for pair in task.pairs]
+    stem = stem_of(fine)
+    prompts = [merged(found, stem) for found in fine]
     cuts = []
     for pair, prompt in zip(task.pairs, prompts, strict=True):
         ranges = token_ranges(pair.clean, model.offsets(pair.clean)[int(model.bos) :], pair.spans)
         cuts.append([sum(unit.tokens[0] < start for unit in prompt) for start, _ in ranges])
-    return fit(task.schema, prompts, cuts, lexicon_of(prompts))
+    return fit(task.schema, prompts, cuts, lexicon_of(prompts, stem))
 
 
 def cuts_of(aligner: Aligner, found: Sequence[Unit]) -> list[int]:

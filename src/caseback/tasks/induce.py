@@ -36,7 +36,7 @@ from caseback.tasks.aligner import Aligner, cuts_of, fit
 from caseback.tasks.encode import LanguageModel
 from caseback.tasks.schema import BOS, Schema
 from caseback.tasks.task import Task
-from caseback.tasks.units import MENTIONS, Unit, lexicon_of, mentions, units_of
+from caseback.tasks.units import MENTIONS, Unit, lexicon_of, mentions, merged, stem_of, units_of
 
 __all__ = ["InduceConfig", "induce", "induce_units"]
 
@@ -89,11 +89,13 @@ def induce(
 
 
 def induce_units(prompts: Sequence[Sequence[Unit]], *, name: str, config: InduceConfig | None = None) -> Aligner:
-    """`induce` for prompts given as units."""
+    """`induce` for prompts given as units (not merged)."""
     config = config or InduceConfig()
     if len(prompts) < 2 or not all(prompts):
         raise SchemaError(f"a schema is induced by comparing prompts, and there are {len(prompts)}; give two at least")
-    lexicon = lexicon_of(prompts)
+    stem = stem_of(prompts)
+    prompts = [merged(prompt, stem) for prompt in prompts]
+    lexicon = lexicon_of(prompts, stem)
     inner = [prompt[:-1] for prompt in prompts]  # the last unit is the last span, whatever it is
     anchors = _align(inner, [mentions(prompt, lexicon) for prompt in prompts], config)
     columns = _columns(_cut(anchors, inner, config), inner, config)

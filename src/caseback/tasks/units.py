@@ -1,7 +1,8 @@
 """What a prompt is made of, as alignment sees it: units, and which of their words are content.
 
-A *unit* is what may not be cut: a token, joined to its neighbours inside a word, except where the counterfactual differs
-from there on (1732 and 1701 are cut into 17 and 32) and before the last token, which stands alone.
+A *unit* is what may not be cut: a token, joined to its neighbours inside a word or number, except before the last token,
+which stands alone. Numbers are cut too where the counterfactuals say so: if they keep the first two digits of nearly all
+the numbers they change (1732, 1701), every longer number is cut after two.
 
 A word is *wording* or it fills a place. Prompts tell: of two prompts that are most alike, the one has another word where
 the other has this one, between the same neighbours. A filler is *content* when it or the words that replace it are what
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import pairwise
 
@@ -25,12 +26,14 @@ from caseback.core.errors import SchemaError
 from caseback.tasks.encode import LanguageModel
 from caseback.tasks.pair import Pair
 
-__all__ = ["MENTIONS", "SHAPES", "Lexicon", "Unit", "lexicon_of", "mentions", "units", "units_of"]
+__all__ = ["MENTIONS", "SHAPES", "Lexicon", "Unit", "lexicon_of", "mentions", "merged", "stem_of", "units", "units_of"]
 
 SHAPES = ("lower", "capital", "digits", "other")
 MENTIONS = ("none", "first", "again", "once")
 """A unit of no content; content mentioned first of several times, again, or once."""
 
+STEM = 0.9
+"""Share of the changed numbers whose first digits must be kept, and equally many, for numbers to be cut there."""
 NEIGHBOURS = 8
 """Prompts most alike that a prompt is compared with."""
 FILLER = 0.1
@@ -54,6 +57,8 @@ class Unit:
     changed: bool | None = None
     """Whether the counterfactual has other text at these tokens; None where there is none to compare with."""
     salient: bool = False
+    goes_on: bool = False
+    """Whether it goes on with the number of the unit before it."""
 
 
 def units(
@@ -62,41 +67,83 @@ def units(
     counterfactual: Sequence[str] | None = None,
     salient: Sequence[bool] | None = None,
 ) -> list[Unit]:
-    """The units of a prompt from its tokens' character ranges.
+    """The units of a prompt from its tokens' character ranges, with every digit token apart; see `merged`.
 
     `counterfactual` holds the texts of the counterfactual's tokens, as many as the prompt's; `salient` one flag a token.
 
-    >>> [u.word for u in units("a 12b", [(0, 1), (1, 3), (3, 4), (4, 5)])]
-    ['a', '12', 'b']
+    >>> found = units("ab 12c", [(0, 1), (1, 2), (2, 4), (4, 5), (5, 6)])
+    >>> [unit.word for unit in found], [unit.word for unit in merged(found)]
+    (['ab', '1', '2', 'c'], ['ab', '12', 'c'])
     """
     texts = [prompt[start:end].strip() for start, end in offsets]
     n = len(offsets)
     changed = None if counterfactual is None else [a != b.strip() for a, b in zip(texts, counterfactual, strict=True)]
-    for i in range(1, n if changed else 0):  # of 1731 and 1701, 31 differs as a whole
-        assert changed is not None
-        changed[i] |= changed[i - 1] and _goes_on(prompt, offsets, texts, i)
-    joined = [0 < i < n - 1 and _goes_on(prompt, offsets, texts, i) for i in range(n)]
-    if changed is not None:
-        joined = [j and (changed[i] == changed[i - 1] or not texts[i][:1].isdigit()) for i, j in enumerate(joined)]
-    if n > 2 and not texts[n - 2]:  # white space never begins a unit of its own, not even before the last token
+    on = [i > 0 and _goes_on(prompt, offsets, texts, i) for i in range(n)]
+    joined = [on[i] and i < n - 1 and not (texts[i - 1] and texts[i][:1].isdigit()) for i in range(n)]
+    if n > 2 and not texts[n - 2]:  # white space is no unit of its own, not even before the last token
         joined[n - 2] = True
-    starts = [i for i in range(n) if not joined[i]]
     found = []
-    for a, b in pairwise([*starts, n]):
-        start = 0 if a == 0 else max(offsets[a - 1][1], 0)
+    for a, b in pairwise([*(i for i in range(n) if not joined[i]), n]):
+        start = 0 if a == 0 else offsets[a - 1][1]
         text = prompt[start : offsets[b - 1][1]].strip()
-        found.append(
-            Unit(
-                word=text.lower(),
-                shape=_shape(text),
-                start=start,
-                end=len(prompt) if b == n else offsets[b - 1][1],
-                tokens=(a, b),
-                changed=None if changed is None else any(changed[a:b]),
-                salient=salient is not None and any(salient[a:b]),
-            )
+        unit = Unit(
+            word=text.lower(),
+            shape=_shape(text),
+            start=start,
+            end=len(prompt) if b == n else offsets[b - 1][1],
+            tokens=(a, b),
+            changed=None if changed is None else any(changed[a:b]),
+            salient=salient is not None and any(salient[a:b]),
+            goes_on=on[a] and text[:1].isdigit(),
         )
+        found.append(unit)
     return found
+
+
+def merged(found: Sequence[Unit], stem: int = 0) -> list[Unit]:
+    """The units with the digits of a number joined, but cut after `stem` digits (0: nowhere) and before the last unit."""
+    out: list[Unit] = []
+    for i, unit in enumerate(found):
+        if unit.goes_on and i < len(found) - 1 and not (stem and _digits(found, i) == stem):
+            last = out.pop()
+            unit = replace(
+                unit,
+                word=last.word + unit.word,
+                start=last.start,
+                tokens=(last.tokens[0], unit.tokens[1]),
+                changed=None if unit.changed is None else bool(last.changed or unit.changed),
+                salient=last.salient or unit.salient,
+                goes_on=last.goes_on,
+            )
+        out.append(unit)
+    return out
+
+
+def stem_of(prompts: Sequence[Sequence[Unit]]) -> int:
+    """The digits that counterfactuals keep at the beginning of the numbers they change, where these are always as many."""
+    kept: Counter[int] = Counter()
+    for prompt in prompts:
+        for i, unit in enumerate(prompt):
+            number_changed = unit.goes_on and any(u.changed for u in _number(prompt, i)[:-1])
+            if unit.changed and unit.shape == "digits" and not number_changed:
+                kept[_digits(prompt, i)] += 1
+    if not kept:
+        return 0
+    stem, times = kept.most_common(1)[0]
+    return stem if times >= STEM * sum(kept.values()) else 0
+
+
+def _number(found: Sequence[Unit], i: int) -> Sequence[Unit]:
+    """The units of a number up to unit i."""
+    first = i
+    while found[first].goes_on:
+        first -= 1
+    return found[first : i + 1]
+
+
+def _digits(found: Sequence[Unit], i: int) -> int:
+    """Digits of the number that stand before unit i."""
+    return sum(len(unit.word) for unit in _number(found, i)[:-1])
 
 
 def units_of(pair: Pair, model: LanguageModel, *, salient: Sequence[bool] | None = None) -> list[Unit]:
@@ -133,9 +180,11 @@ class Lexicon:
     known: frozenset[str]
     content: frozenset[str]
     """Known words that fill places the question is about."""
+    stem: int = 0
+    """Digits after which numbers are cut."""
 
 
-def lexicon_of(prompts: Sequence[Sequence[Unit]]) -> Lexicon:
+def lexicon_of(prompts: Sequence[Sequence[Unit]], stem: int = 0) -> Lexicon:
     """The words of the prompts and which are content, by comparing each prompt with those most like it."""
     seen, swapped = Counter[str](), Counter[tuple[str, str]]()
     for i, j in _alike(prompts):
@@ -158,7 +207,7 @@ def lexicon_of(prompts: Sequence[Sequence[Unit]]) -> Lexicon:
         weight[word] += n * share[other]
     content = {word for word, n in differing.items() if n >= CONTENT * present[word]}
     content |= {w for w, n in replaced.items() if n >= FILLER * seen[w] and weight[w] >= CONTENT * n}
-    return Lexicon(known=frozenset(present), content=frozenset(w for w in content if w[:1].isalnum()))
+    return Lexicon(known=frozenset(present), content=frozenset(w for w in content if w[:1].isalnum()), stem=stem)
 
 
 def _alike(prompts: Sequence[Sequence[Unit]]) -> list[tuple[int, int]]:
