@@ -55,6 +55,7 @@ def test_the_report_as_text_names_every_identity(report: Report) -> None:
 
 def test_every_row_has_a_tiny_model() -> None:
     assert {name.partition(":")[0] for name in TINY} == set(FAMILIES)
+    assert {tiny(name).config.model_type for name in TINY} == set(FAMILIES)
 
 
 # --- what is declared missing is missing -----------------------------------------------------------------------------

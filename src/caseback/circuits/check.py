@@ -40,7 +40,8 @@ def random_pairs(model: Model, *, seed: int = 0, n: int = 3, width: int = 7) -> 
         "middle": torch.stack([2 * ones, lengths - 1], dim=1),
         "end": torch.stack([lengths - 1, lengths], dim=1),
     }
-    answers, foils = torch.full((n, 1), 5 % model.d_vocab), torch.full((n, 1), 9 % model.d_vocab)
+    # from the middle of the vocabulary: a tokenizer's first tokens may be reserved ones with equal, untrained rows
+    answers, foils = torch.full((n, 1), model.d_vocab // 3), torch.full((n, 1), model.d_vocab // 2)
     return PairBatch(Batch(clean, mask, spans), Batch(other, mask, spans), answers, foils, "logit_diff").to(model.device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -98,6 +99,9 @@ def families(
 
     rows = [_family(row) for _, row in sorted(FAMILIES.items())]
     if measure:
+        from transformers import logging
+
+        logging.set_verbosity_error()  # it has opinions about models of two layers
         for row in rows:
             row |= _measured(row["family"])
     if as_json:
@@ -113,7 +117,9 @@ def families(
         )
         keys = ("family", "attention_sites", "head_gradients", "circuits", *(["error"] if measure else []), "why_not")
         typer.echo(_table(columns, [[_cell(row[key]) for key in keys] for row in rows]))
-        typer.echo(f"\n{len(rows)} families. Every one has residual sites, writers, z, and gradients at all its sites.")
+        typer.echo(
+            f"\n{len(rows)} families. Every one has residual sites, writers, z where a layer attends, and gradients there."
+        )
         typer.echo(
             "Attention sites: q, k, v, pattern. Another family's row is guessed, and used if the identities hold."
         )
@@ -134,7 +140,7 @@ def _model(name: str | None) -> Model:
 
 def _report(report: Report) -> dict[str, Any]:
     identities = [
-        asdict(i) | {"error": i.error if i.error != float("inf") else None, "passed": i.passed}
+        asdict(i) | {"error": i.error if i.error is not None and math.isfinite(i.error) else None, "passed": i.passed}
         for i in report.identities
     ]
     return {

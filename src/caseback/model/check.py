@@ -341,7 +341,8 @@ def _gradient(model: Model, batch: Batch) -> float:
     names = ["resid_pre", "attn_out", "q", "k", "v", *(["mlp_in"] if family.parallel else [])]
     keys: list[Key] = [(name, layer) for layer in layers for name in names]
     values, logits = _capture(model, batch, keys, grad=True)
-    metric = (logits[:, 0] - logits[:, 1]).sum()
+    # two tokens from the middle: the first ones may be reserved, with equal and untrained rows
+    metric = (logits[:, model.d_vocab // 3] - logits[:, model.d_vocab // 2]).sum()
     total = dict(zip(keys, torch.autograd.grad(metric, [values[key] for key in keys], retain_graph=True), strict=True))
     errors = []
     for layer in layers:

@@ -235,7 +235,7 @@ FAMILIES: dict[str, Family] = {
         ),
         NEOX,
         # GPT-2 and what grew from it
-        *_rows(GPT2, "gpt2 gpt-sw3 gpt_bigcode"),
+        *_rows(GPT2, "gpt2 gpt_bigcode"),
         *_own(GPT2, "gpt_neo", attn="attn.attention", qkv=("q_proj", "k_proj", "v_proj"), fused="", o_proj="out_proj"),
         *_own(
             GPT2,

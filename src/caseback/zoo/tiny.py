@@ -90,7 +90,6 @@ TINY: dict[str, dict[str, Any]] = {
         "per_layer_config": {},
     },
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
-    "gpt-sw3": {},
     "gpt_bigcode": {"multi_query": True},
     "gpt_neox": {},
     "gptj": {"rotary_dim": 8},
