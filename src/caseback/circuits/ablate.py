@@ -5,14 +5,16 @@ What a reader sees (notes by the same letters; Δ_u = current − reference outp
     in(v) = reference stream + Σ_{u kept} Δ_u         where few edges are kept
     in(v) = current stream   − Σ_{u removed} Δ_u      where few are removed           (the same thing)
 
-Inside a head, per token pair: each logit takes the query and the key that are kept or their references, one softmax, then the values kept or their references. A node none
-of whose incoming edges is kept gives its reference value. So the empty circuit is the reference run and the full circuit the clean run, exactly.
+Inside a head, per token pair: each logit takes the query and the key that are kept or their references, one softmax,
+then the values kept or their references. A node none of whose incoming edges is kept gives its reference value. So the
+empty circuit is the reference run and the full circuit the clean run, exactly.
 
-The Hugging Face modules do the computing; they are only handed other inputs. Work follows the circuit: blocks it does not touch are passed over, MLPs run on the tokens they
-are needed at, and sums run over kept (or removed) edges only. Every override is counted, and one that did not fire raises.
+The Hugging Face modules do the computing; they are only handed other inputs. Work follows the circuit: blocks it does
+not touch are passed over, MLPs run on the tokens they are needed at, and sums run over kept (or removed) edges only.
+Every override is counted, and one that did not fire raises.
 
-`peap` mode repeats what the published PEAP code does instead inside heads: the pattern stays the current one, and a removed span pair contributes reference pattern × reference
-value, not renormalised.
+`peap` mode repeats what the published PEAP code does instead inside heads: the pattern stays the current one, and a
+removed span pair contributes reference pattern × reference value, not renormalised.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from caseback.circuits.graph import Circuit, Graph
 from caseback.circuits.parts import Layer, Layout
-from caseback.circuits.reference import Activations, Mean, Reference, record, reference_of
+from caseback.circuits.reference import Mean, Reference, record, reference_of
 from caseback.core.errors import CircuitError, SiteNotReached
 from caseback.model.attention import AttentionCall
 from caseback.model.hooks import Hooks, first_tensor, with_first_tensor
@@ -61,12 +63,14 @@ class _Plan:
         kept = circuit.residual.sum(axis=1)
         total = allowed.sum(axis=0)
         from_stream = 2 * kept > total
-        weights = np.where(from_stream[:, None], -(allowed & ~circuit.residual).astype(np.float32), circuit.residual.astype(np.float32))
+        removed = (allowed & ~circuit.residual).astype(np.float32)
+        weights = np.where(from_stream[:, None], -removed, circuit.residual.astype(np.float32))
         return _Plan(kept > 0, kept == total, from_stream, torch.tensor(weights).to(like).transpose(1, 2))
 
 
 class Ablator:
-    """A batch of pairs made ready: `logits(circuit)` is one ablated forward. The clean and the reference run are made once and shared by all circuits."""
+    """A batch of pairs made ready: `logits(circuit)` is one ablated forward. The clean and the reference run are made
+    once and shared by all circuits."""
 
     def __init__(
         self,
@@ -80,9 +84,14 @@ class Ablator:
         mean: Mean | None = None,
     ):
         if not graph.grouped and graph.n_kv_heads < graph.n_heads:
-            raise CircuitError("circuits are ablated with key and value readers per KV head; score with grouped=True to evaluate")
+            raise CircuitError(
+                "circuits are ablated with key and value readers per KV head; score with grouped=True to evaluate"
+            )
         if mixing == "peap" and reference == "zero":
-            raise CircuitError("the peap mode replaces removed blocks by reference pattern × reference value: use the counterfactual or the mean reference")
+            raise CircuitError(
+                "the peap mode replaces removed blocks by reference pattern × reference value: use the "
+                "counterfactual or the mean reference"
+            )
         self.model, self.layers, self.graph, self.mixing = model, layers, graph, mixing
         self.block_output = model.block_output  # found out by a run of its own, before any override is in place
         self.pairs = pairs.to(model.device)
@@ -106,9 +115,13 @@ class Ablator:
         return self.reference.logits if self.reference.logits is not None else self.logits(Circuit.empty(self.graph))
 
     def logits(self, circuit: Circuit) -> Float[Tensor, "batch vocab"]:
-        """Last-token logits with every edge outside the circuit ablated; raises SiteNotReached if any override did not fire."""
+        """Last-token logits with every edge outside the circuit ablated; raises SiteNotReached if any override did not
+        fire."""
         if circuit.graph != self.graph:
-            raise CircuitError(f"the circuit's graph has spans {', '.join(circuit.graph.spans)}, the batch's {', '.join(self.graph.spans)}; expand or rescore it")
+            raise CircuitError(
+                f"the circuit's graph has spans {', '.join(circuit.graph.spans)}, the batch's "
+                f"{', '.join(self.graph.spans)}; expand or rescore it"
+            )
         return _Forward(self, circuit).run()
 
     def _mean_patterns(self) -> list[Tensor]:
@@ -131,6 +144,8 @@ class _Forward:
         """Writers whose Δ some reader needs."""
         self.known = np.zeros(self.graph.n_writers, dtype=bool)
         """Writers whose Δ stands in the buffer; the others' is zero."""
+        self.silent = np.zeros(self.graph.n_writers, dtype=bool)
+        """Writers without Δ whose place in the buffer holds zeros."""
         self.planned = self.fired = 0
         self.kinds = [self._kind(layer) for layer in range(self.graph.n_layers)]
         self.attending: dict[int, Callable[[AttentionCall], Tensor]] = {}
@@ -142,32 +157,44 @@ class _Forward:
         allowed = graph.crossing_allowed[self.present][:, self.present]
         if self.plan.whole[self.present, readers].all() and (crossing == allowed).all():
             return "whole"
-        if not self.plan.active[self.present, readers].any() and (self.owner.reference_name == "counterfactual" or not crossing.any()):
+        if not self.plan.active[self.present, readers].any() and (
+            self.owner.reference_name == "counterfactual" or not crossing.any()
+        ):
             return "idle"
         return "partial"
 
     # --- the run -------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> Tensor:
-        owner, graph = self.owner, self.graph
+        owner, graph, streams = self.owner, self.graph, self.owner.clean_streams
         prefix = next((layer for layer, kind in enumerate(self.kinds) if kind != "whole"), graph.n_layers)
         with Hooks() as hooks, torch.no_grad():
             self._set(0, 0, owner.clean.embed, owner.reference.embed)
             for layer in range(prefix):  # the blocks before the first ablated edge run as in the clean run: take that
-                hooks.instead_of(self.model.blocks[layer], passing(self.model, self._fires(lambda value, layer=layer: owner.clean_streams[0][layer + 1] if layer + 1 < graph.n_layers else owner.clean_streams[2])))
-                self._heads_written(layer, owner.clean.z[layer], owner.clean.inverse[layer] if owner.clean.inverse else None)
+                leaving = streams[0][layer + 1] if layer + 1 < graph.n_layers else streams[2]
+                clean = passing(self.model, self._fires(lambda value, leaving=leaving: leaving))
+                hooks.instead_of(self.model.blocks[layer], clean)
+                inverse = owner.clean.inverse[layer] if owner.clean.inverse else None
+                self._heads_written(layer, owner.clean.z[layer], inverse)
                 self._set(graph.writer(layer), layer, owner.clean.mlp_out[layer], owner.reference.mlp_out[layer])
             for layer in range(prefix, graph.n_layers):
                 if self.kinds[layer] == "idle":
                     added = owner.reference.attn_out[layer] + owner.reference.mlp_out[layer]
-                    hooks.instead_of(self.model.blocks[layer], passing(self.model, self._fires(lambda value, added=added: value + added)))
+                    adding = passing(self.model, self._fires(lambda value, added=added: value + added))
+                    hooks.instead_of(self.model.blocks[layer], adding)
                 else:
                     _Block(self, layer).install(hooks)
             if not self.plan.whole[-1, graph.logits]:
                 hooks.into(self.model.module(self.model.family.final_norm), self._fires(self._read_logits))
-            logits = execute(self.model, owner.pairs.clean, {}, attend=self._attend)
+            try:
+                logits = execute(self.model, owner.pairs.clean, {}, attend=self._attend)
+            finally:
+                self.attending.clear()  # these closures and this object hold each other, and much memory
         if self.fired != self.planned:
-            raise SiteNotReached(f"{self.fired} of {self.planned} planned overrides fired in the ablated forward: the blocks of {self.model.family.name} call their parts otherwise than its row says")
+            raise SiteNotReached(
+                f"{self.fired} of {self.planned} planned overrides fired in the ablated forward: the blocks of "
+                f"{self.model.family.name} call their parts otherwise than its row says"
+            )
         assert logits is not None
         return logits
 
@@ -204,29 +231,51 @@ class _Forward:
         else:
             assert inverse is not None
             now = part.shares(self.layout.gather(z).transpose(0, 1), self.layout.gather(inverse), self.scale)
-            before = part.shares(self.layout.gather(owner.reference.z[layer]).transpose(0, 1), self.layout.gather(owner.reference.inverse[layer]), self.scale)
+            before = part.shares(
+                self.layout.gather(owner.reference.z[layer]).transpose(0, 1),
+                self.layout.gather(owner.reference.inverse[layer]),
+                self.scale,
+            )
             heads = now - before
         self.delta[writers] = heads
         self.known[writers] = True
 
     # --- readers -------------------------------------------------------------------------------------------------------------------
 
-    def read(self, span: int, tokens: slice | Tensor, readers: np.ndarray, now: Tensor, reference: Tensor) -> Float[Tensor, "reader token d"]:
-        """in(v) of some readers at some tokens of one span, from the current and the reference stream there."""
-        from_stream = torch.tensor(self.plan.from_stream[span, readers]).to(now.device)
-        base = torch.where(from_stream[:, None, None], now, reference)
-        weights = self.plan.weights[span, torch.tensor(readers).to(now.device)]
-        writers = np.flatnonzero((weights != 0).any(dim=0).cpu().numpy() & self.known)
+    def add(
+        self, base: Tensor, span: int, tokens: slice | Tensor, readers: np.ndarray, first: int, after: int
+    ) -> Float[Tensor, "reader token d"]:
+        """Add ±Δ of the writers `first` … `after` − 1 to what some readers see, in place."""
+        known = np.flatnonzero(self.known[first:after]) + first
+        if not len(known):
+            return base
+        stop = int(known[-1]) + 1
+        weights = self.plan.weights[span, torch.tensor(readers, device=base.device), first:stop]
+        wanted = (weights != 0).any(dim=0).cpu().numpy() & self.known[first:stop]
+        writers = np.flatnonzero(wanted)
         if not len(writers):
             return base
-        chosen = torch.tensor(writers).to(now.device)
-        delta = self.delta[chosen, tokens] if isinstance(tokens, slice) else self.delta[chosen][:, tokens]
-        return torch.addmm(base.flatten(1), weights[:, chosen], delta.flatten(1)).view_as(base)
+        if isinstance(tokens, slice) and 3 * len(writers) > stop - first:  # most of a range: its slice is a view
+            self._silence(first, stop)
+            delta = self.delta[first:stop, tokens]
+        else:
+            chosen = torch.tensor(writers, device=base.device)
+            delta = self.delta[first:stop][chosen][:, tokens]
+            weights = weights[:, chosen]
+        base.view(len(base), -1).addmm_(weights, delta.flatten(1))
+        return base
+
+    def _silence(self, first: int, stop: int) -> None:
+        """Writers of a range whose Δ was never set have none: make the buffer say so."""
+        for writer in (np.flatnonzero(~(self.known[first:stop] | self.silent[first:stop])) + first).tolist():
+            self.delta[writer] = 0
+            self.silent[writer] = True
 
     def _read_logits(self, value: Tensor) -> Tensor:
         layout, graph = self.layout, self.graph
         rows, places = layout.rows[layout.last], layout.places[layout.last]
-        new = self.read(graph.n_spans - 1, layout.last, np.array([graph.logits]), value[rows, places], self.owner.streams[2][rows, places])
+        start = value if self.plan.from_stream[-1, graph.logits] else self.owner.streams[2]
+        new = self.add(start[rows, places][None], -1, layout.last, np.array([graph.logits]), 0, graph.n_writers)
         out = value.clone()
         out[rows, places] = new[0]
         return out
@@ -245,14 +294,17 @@ class _Block:
         self.heads_whole = bool(forward.plan.whole[np.ix_(forward.present, self.readers)].all())
         self.mlp_whole = bool(forward.plan.whole[forward.present, self.mlp_reader].all())
         self.mlp_spans = np.flatnonzero(forward.plan.active[:, self.mlp_reader] & forward.present).tolist()
-        self.pre = self.mid = torch.zeros(())
+        self.pre = self.written = torch.zeros(())
+        self.seen: dict[int, Tensor] = {}
+        """What the MLP sees of the writers before the block, per span."""
         self.raw: dict[str, Tensor] = {}
         self.z = torch.zeros(())
         self.inverse: Tensor | None = None
 
     def install(self, hooks: Hooks) -> None:
         forward, part = self.forward, self.part
-        self.wide_norms = [None if norm is None else norm.forward for norm in part.wide_norms]  # before they are stood in for
+        # before they are stood in for
+        self.wide_norms = [None if norm is None else norm.forward for norm in part.wide_norms]
         hooks.into(part.block, forward._fires(self._enter))
         if not self.heads_whole:
             for number, projection in enumerate(part.projections):
@@ -272,40 +324,60 @@ class _Block:
 
     def _enter(self, value: Tensor) -> Tensor:
         self.pre = value
-        if not self.heads_whole:
-            self._project()
+        self._read()
         return value
 
-    def _project(self) -> None:
-        """q, k, v of every active reader, from its own input; zero elsewhere (the reference stands in later)."""
-        forward, graph, part, layout = self.forward, self.forward.graph, self.part, self.layout
+    def _read(self) -> None:
+        """What the block's readers see of the writers before it, in one pass over Δ; the MLP's share is for later."""
+        run, layout = self.forward, self.layout
         now, before = layout.gather(self.pre), layout.gather(self.owner.streams[0][self.layer])
-        active = forward.plan.active[:, self.readers] & forward.present[:, None]
-        chosen = np.flatnonzero(active.any(axis=0))
-        spans = np.flatnonzero(active.any(axis=1)).tolist()
-        weights = (part.w_q, part.w_k, part.w_v)
-        counts = (graph.n_heads, graph.n_groups, graph.n_groups)
+        active = run.plan.active & run.present[:, None]
+        readers = [] if self.heads_whole else self.readers.tolist()
+        readers = [reader for reader in readers if active[:, reader].any()]
+        n_heads = len(readers)
+        if self.mlp_spans and not self.mlp_whole:
+            readers.append(self.mlp_reader)
+        chosen = np.array(readers, dtype=np.int64)
+        parts, where = [], []
+        for s in np.flatnonzero(active[:, chosen].any(axis=1)).tolist():
+            tokens = layout.slice(s)
+            from_stream = torch.tensor(run.plan.from_stream[s, chosen], device=now.device)
+            base = torch.stack([before[tokens], now[tokens]])[from_stream.long()]
+            run.add(base, s, tokens, chosen, 0, run.graph.writer(self.layer, 0))
+            self.seen[s] = base[n_heads:]
+            if active[s, chosen[:n_heads]].any():
+                parts.append(base[:n_heads])
+                where.append(torch.arange(tokens.start, tokens.stop, device=now.device))
+        if not self.heads_whole:
+            self._project(chosen[:n_heads], parts, where)
+
+    def _project(self, chosen: np.ndarray, parts: list[Tensor], where: list[Tensor]) -> None:
+        """q, k, v of every active reader from its own input; zero elsewhere (the reference stands in later)."""
+        graph, part, layout = self.forward.graph, self.part, self.layout
+        weights, biases = (part.w_q, part.w_k, part.w_v), (part.b_q, part.b_k, part.b_v)
         n, width = self.pre.shape[:2]
         self.raw = {name: self.pre.new_zeros((n, width, *w.shape[:2])) for name, w in zip("qkv", weights, strict=True)}
-        if not len(chosen):
+        if not parts:
             return
-        seen = torch.cat([forward.read(s, layout.slice(s), self.readers[chosen], now[layout.slice(s)], before[layout.slice(s)]) for s in spans], dim=1)
-        where = torch.cat([torch.arange(layout.starts[s], layout.starts[s + 1]) for s in spans]).to(now.device)
-        seen = seen if part.attn_norm is None else part.attn_norm.module(seen)
-        rows, places = layout.rows[where], layout.places[where]
-        offset = 0
-        for name, w, b, norm, count in zip("qkv", weights, (part.b_q, part.b_k, part.b_v), self.wide_norms, counts, strict=True):
-            mine = (chosen >= offset) & (chosen < offset + count)
-            heads = torch.tensor(chosen[mine] - offset).to(now.device)
-            offset += count
-            if not len(heads):
+        seen, tokens = torch.cat(parts, dim=1), torch.cat(where)
+        rows, places = layout.rows[tokens], layout.places[tokens]
+        norm = part.attn_norm
+        inverse = seen.new_ones(()) if norm is None else norm.scale(seen)
+        ends = self.readers[0] + np.cumsum([0, graph.n_heads, graph.n_groups, graph.n_groups])
+        for i, (name, w, b, wide) in enumerate(zip("qkv", weights, biases, self.wide_norms, strict=True)):
+            first, after = np.searchsorted(chosen, ends[i : i + 2]).tolist()  # readers are in order: a slice a channel
+            if first == after:
                 continue
-            x = seen[torch.tensor(np.flatnonzero(mine)).to(now.device)]
-            if norm is None:
-                y = torch.bmm(x, w[heads].transpose(1, 2))
+            x, heads = seen[first:after], torch.tensor(chosen[first:after] - ends[i], device=seen.device)
+            if wide is None:
+                own = w[heads]
+                y = torch.bmm(x, (own if norm is None else norm.fold(own)).transpose(1, 2))
+                if norm is not None:  # W norm(x): weight and bias folded into W, the scale put on the product
+                    y = y * inverse[first:after] + (own @ norm.bias)[:, None]
                 y = y if b is None else y + b[heads][:, None]
             else:  # a norm over all heads: every head's rows from this reader's input, then this head's part
-                flat = norm(torch.nn.functional.linear(x, w.flatten(0, 1), None if b is None else b.flatten()))
+                x = x if norm is None else norm.module(x)
+                flat = wide(torch.nn.functional.linear(x, w.flatten(0, 1), None if b is None else b.flatten()))
                 y = flat.unflatten(-1, w.shape[:2])[torch.arange(len(heads), device=x.device), :, heads]
             self.raw[name][rows[:, None], places[:, None], heads] = y.transpose(0, 1)
 
@@ -319,15 +391,22 @@ class _Block:
         return out
 
     def _attend(self, call: AttentionCall) -> Tensor:
-        """z with q, k, v of silent readers at their reference, and every logit and value as the kept crossing edges say."""
+        """z with q, k, v of silent readers at their reference, and every logit and value as the kept crossing edges
+        say."""
         forward, graph, reference, layer = self.forward, self.forward.graph, self.owner.reference, self.layer
         span = self.layout.span_of.clamp(min=0)
         rep = call.q.shape[1] // call.k.shape[1]
         current = []
         offset = 0
-        for now, old, count in zip((call.q, call.k, call.v), (reference.q, reference.k, reference.v), (graph.n_heads, graph.n_groups, graph.n_groups), strict=True):
-            active = torch.tensor(forward.plan.active[:, self.readers[offset : offset + count]]).to(now.device)[span]  # [batch, pos, head]
-            current.append(torch.where(active.transpose(1, 2)[..., None], now, old[layer]))
+        for now, old, count in zip(
+            (call.q, call.k, call.v),
+            (reference.q, reference.k, reference.v),
+            (graph.n_heads, graph.n_groups, graph.n_groups),
+            strict=True,
+        ):
+            by_span = torch.tensor(forward.plan.active[:, self.readers[offset : offset + count]]).to(now.device)
+            active = by_span[span].transpose(1, 2)  # [batch, head, pos]
+            current.append(torch.where(active[..., None], now, old[layer]))
             offset += count
         crossing = torch.tensor(forward.circuit.crossing[:, layer]).to(call.q.device)
         kept_rows = crossing.any(dim=0).any(dim=-1)[:, span].transpose(0, 1)  # [batch, head, pos]
@@ -336,7 +415,10 @@ class _Block:
         else:
             masks = crossing[:, :, span[:, :, None], span[:, None, :]].transpose(1, 2)  # [3, batch, head, t, s]
             q, k, v = current[0], *(value.repeat_interleave(rep, dim=1) for value in current[1:])
-            q_, k_, v_ = reference.q[layer], *(value[layer].repeat_interleave(rep, dim=1) for value in (reference.k, reference.v))
+            q_, k_, v_ = (
+                reference.q[layer],
+                *(value[layer].repeat_interleave(rep, dim=1) for value in (reference.k, reference.v)),
+            )
             if self.owner.mixing == "peap":
                 kept = masks.all(dim=0)
                 pattern = _softmax(call, q @ k.transpose(-1, -2))
@@ -356,25 +438,21 @@ class _Block:
         return value
 
     def _attended(self, value: Tensor) -> Tensor:
-        self.mid = self.pre if self.forward.graph.parallel else self.pre + value * self.forward.scale
+        self.written = value if self.forward.scale == 1 else value * self.forward.scale
         self.forward._heads_written(self.layer, self.z, self.inverse)
         return value
 
     # --- MLP -----------------------------------------------------------------------------------------------------------------------
 
     def _mlp(self, own: Callable[..., Any]) -> Callable[..., Any]:
-        """The MLP on the tokens where some incoming edge is kept, each seeing what its edges bring; zero elsewhere (the reference stands in afterwards)."""
+        """The MLP on the tokens where some incoming edge is kept, each seeing what its edges bring; zero elsewhere (the
+        reference stands in afterwards)."""
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            layout, graph, run = self.layout, self.forward.graph, self.forward
-            mid = self.pre if graph.parallel else self.mid
-            reference = self.owner.streams[0 if graph.parallel else 1][self.layer]
-            spans = self.mlp_spans
-            if not len(spans):
-                spans = np.flatnonzero(run.present)[:1].tolist()  # run it on something: its output's form is its own business
-            reader = np.array([self.mlp_reader])
-            now, before = layout.gather(mid), layout.gather(reference)
-            seen = torch.cat([run.read(s, layout.slice(s), reader, now[layout.slice(s)], before[layout.slice(s)]) for s in spans], dim=1)
+            layout = self.layout
+            # without active tokens run it on some all the same: its output's form is its own business
+            spans = self.mlp_spans or np.flatnonzero(self.forward.present)[:1].tolist()
+            seen = torch.cat([self._with_own_heads(s) for s in spans], dim=1)
             where = torch.cat([torch.arange(layout.starts[s], layout.starts[s + 1]) for s in spans]).to(x.device)
             output = own(seen if self.part.mlp_norm is None else self.part.mlp_norm.module(seen), *args, **kwargs)
             some = first_tensor(output)
@@ -384,16 +462,34 @@ class _Block:
 
         return forward
 
+    def _with_own_heads(self, span: int) -> Float[Tensor, "1 token d"]:
+        """What the MLP sees at a span: what it saw before the block, and of the block's own attention what is kept."""
+        tokens, graph = self.layout.slice(span), self.forward.graph
+        rows, places = self.layout.rows[tokens], self.layout.places[tokens]
+        seen = self.seen.get(span)
+        if seen is None:  # no edge is kept here
+            return self.pre[rows, places][None]
+        if graph.parallel:
+            return seen
+        reader, first = self.mlp_reader, graph.writer(self.layer, 0)
+        wrote = (
+            self.written if self.forward.plan.from_stream[span, reader] else self.owner.reference.attn_out[self.layer]
+        )
+        base = seen + wrote[rows, places]
+        return self.forward.add(base, span, tokens, np.array([reader]), first, first + graph.n_heads)
+
     def _mlp_written(self, value: Tensor) -> Tensor:
         reference = self.owner.reference.mlp_out[self.layer]
-        active = torch.tensor(self.forward.plan.active[:, self.mlp_reader]).to(value.device)[self.layout.span_of.clamp(min=0)]
+        by_span = torch.tensor(self.forward.plan.active[:, self.mlp_reader]).to(value.device)
+        active = by_span[self.layout.span_of.clamp(min=0)]  # [batch, pos]
         added = torch.where(active[..., None], value.reshape(reference.shape) * self.forward.scale, reference)
         self.forward._set(self.forward.graph.writer(self.layer), self.layer, added, reference)
         return (added if self.forward.scale == 1 else added / self.forward.scale).reshape(value.shape)
 
 
 def _softmax(call: AttentionCall, product: Float[Tensor, "batch head t s"]) -> Float[Tensor, "batch head t s"]:
-    """q·k → pattern, with the family's scaling, softcap, mask and sinks (as its eager attention does; `model check` compares the two)."""
+    """q·k → pattern, with the family's scaling, softcap, mask and sinks (as its eager attention does; `model check`
+    compares the two)."""
     logit = product * call.scaling
     if (cap := call.options.get("softcap")) is not None:
         logit = cap * torch.tanh(logit / cap)

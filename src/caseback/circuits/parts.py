@@ -1,7 +1,8 @@
 """What circuits need of a model: each head's own weights, each norm as arithmetic, tokens in span order.
 
-The Hugging Face modules stay as they are; this file reads their weights as [head, head_dim, d_model] views, recognises a norm by probing it (so Gemma's 1 + weight needs no
-case of its own), and says by name which models circuits cannot be exact on.
+The Hugging Face modules stay as they are; this file reads their weights as [head, head_dim, d_model] views, recognises
+a norm by probing it (so Gemma's 1 + weight needs no case of its own), and says by name which models circuits cannot be
+exact on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ __all__ = ["Layer", "Layout", "Norm", "graph_of", "layers_of"]
 
 @dataclass(frozen=True)
 class Norm:
-    """y = weight ⊙ n + bias with n = c(x)/√(mean c(x)² + eps), where c removes the mean (LayerNorm) or does nothing (RMSNorm)."""
+    """y = weight ⊙ n + bias with n = c(x)/√(mean c(x)² + eps), where c removes the mean (LayerNorm) or does nothing
+    (RMSNorm)."""
 
     module: nn.Module
     weight: Float[Tensor, "d"]
@@ -48,7 +50,14 @@ class Norm:
             weight = (swing - bias) * signs if centred else flat - bias
             if centred and d % 2:
                 return None
-            eps = next((float(vars(module)[name]) for name in ("eps", "variance_epsilon", "epsilon") if isinstance(vars(module).get(name), float | int)), None)
+            eps = next(
+                (
+                    float(vars(module)[name])
+                    for name in ("eps", "variance_epsilon", "epsilon")
+                    if isinstance(vars(module).get(name), float | int)
+                ),
+                None,
+            )
             if eps is None:  # y = weight c/√(c² + eps) at a small c gives it away (OLMo keeps it nowhere)
                 eps = 1e-6 * float(((weight * signs / (module(1e-3 * signs) - bias)).square() - 1).median())
             norm = Norm(module, weight, bias, eps, centred)
@@ -60,6 +69,12 @@ class Norm:
         x = x - x.mean(dim=-1, keepdim=True) if self.centred else x
         inverse = (x.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
         return x * inverse, inverse
+
+    def scale(self, x: Float[Tensor, "*rows d"]) -> Tensor:
+        """1/√(mean c(x)² + eps), with a last axis of 1."""
+        if self.centred:
+            return (x.var(dim=-1, keepdim=True, correction=0) + self.eps).rsqrt()
+        return (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + self.eps).rsqrt()
 
     def fold(self, weight: Float[Tensor, "*rows d"]) -> Tensor:
         """A linear map that reads y, made to read n: W ⊙ weight, its mean over d removed where the norm removes x's."""
@@ -99,32 +114,51 @@ class Layer:
     mlp: nn.Module
     writers: tuple[nn.Module, nn.Module]
     wide_norms: tuple[nn.Module | None, nn.Module | None, None]
-    """Norms over all heads' queries, all heads' keys, behind the projections (OLMo 2): there a head's q depends on the others' rows."""
+    """Norms over all heads' queries, all heads' keys, behind the projections (OLMo 2): there a head's q depends on the
+    others' rows."""
 
-    def shares(self, z: Float[Tensor, "head token value_dim"], inverse: Tensor | None, scale: float) -> Float[Tensor, "head token d"]:
-        """What each head adds to the stream, biases left out: z W_O, shared out by the run's own norm scale where a post-norm follows."""
+    def shares(
+        self, z: Float[Tensor, "head token value_dim"], inverse: Tensor | None, scale: float
+    ) -> Float[Tensor, "head token d"]:
+        """What each head adds to the stream, biases left out: z W_O, shared out by the run's own norm scale where a
+        post-norm follows."""
         written = torch.bmm(z, self.w_o)
         if self.post_norm is not None:
             assert inverse is not None
-            written = (written - written.mean(dim=-1, keepdim=True) if self.post_norm.centred else written) * inverse * self.post_norm.weight
+            written = (
+                (written - written.mean(dim=-1, keepdim=True) if self.post_norm.centred else written)
+                * inverse
+                * self.post_norm.weight
+            )
         return written if scale == 1 else written * scale
 
 
 def graph_of(model: Model, spans: tuple[str, ...], *, grouped: bool = True) -> Graph:
     """The graph of a model under a schema; raises FamilyError where circuits are not exact on its family."""
     require(model)
-    return Graph(n_layers=model.n_layers, n_heads=model.n_heads, n_kv_heads=model.n_kv_heads, spans=spans, parallel=model.family.parallel, grouped=grouped)
+    return Graph(
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        n_kv_heads=model.n_kv_heads,
+        spans=spans,
+        parallel=model.family.parallel,
+        grouped=grouped,
+    )
 
 
 def require(model: Model) -> None:
     """Raise FamilyError, with the reason, for a family without circuits."""
     family = model.family
     if not family.circuits or family.attention != "registered" or family.post_scale or len(family.writes) != 2:
-        raise FamilyError(f"{family.name} has no circuits: {family.why_not or 'its blocks are not attention plus MLP'}; `caseback model families` lists those that have")
+        raise FamilyError(
+            f"{family.name} has no circuits: {family.why_not or 'its blocks are not attention plus MLP'}; `caseback "
+            "model families` lists those that have"
+        )
 
 
 def layers_of(model: Model) -> list[Layer]:
-    """The parts of every block; raises FamilyError, naming the block, for one that is not attention plus MLP behind RMS or layer norms."""
+    """The parts of every block; raises FamilyError, naming the block, for one that is not attention plus MLP behind RMS
+    or layer norms."""
     require(model)
     return [_layer(model, number) for number in range(model.n_layers)]
 
@@ -133,7 +167,9 @@ def _layer(model: Model, number: int) -> Layer:
     family, block, d = model.family, model.blocks[number], model.d_model
 
     def refuse(what: str) -> FamilyError:
-        return FamilyError(f"circuits need every block of {family.name} to be attention plus MLP, but {what} of block {number}")
+        return FamilyError(
+            f"circuits need every block of {family.name} to be attention plus MLP, but {what} of block {number}"
+        )
 
     def norm(path: str | None) -> Norm | None:
         if path is None:
@@ -153,13 +189,14 @@ def _layer(model: Model, number: int) -> Layer:
     heads = (model.n_heads, model.n_kv_heads, model.n_kv_heads)
     if len(projections) == 1:
         columns = _columns(family.fused, model.n_heads, model.n_kv_heads, _weight(projections[0]).shape[0])
-        weight, bias = _weight(projections[0]), projections[0].bias
+        weight, bias = _weight(projections[0]), _bias(projections[0])
         weights = [weight[c] for c in columns]
-        biases = [None if bias is None else bias.detach()[c] for c in columns]
+        biases = [None if bias is None else bias[c] for c in columns]
     else:
         columns = None
         weights = [_weight(p).unflatten(0, (n, -1)) for p, n in zip(projections, heads, strict=True)]
-        biases = [None if p.bias is None else p.bias.detach().unflatten(0, (n, -1)) for p, n in zip(projections, heads, strict=True)]
+        flat = [_bias(p) for p in projections]
+        biases = [None if b is None else b.unflatten(0, (n, -1)) for b, n in zip(flat, heads, strict=True)]
     return Layer(
         block=block,
         attn_norm=norm(family.attn_norm),
@@ -186,7 +223,13 @@ def _weight(module: Any) -> Float[Tensor, "out in"]:
     return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
-def _wide_norms(attention: nn.Module, head_dim: int, refuse: Callable[[str], FamilyError]) -> tuple[nn.Module | None, nn.Module | None, None]:
+def _bias(module: Any) -> Float[Tensor, "out"] | None:
+    return None if module.bias is None else module.bias.detach()
+
+
+def _wide_norms(
+    attention: nn.Module, head_dim: int, refuse: Callable[[str], FamilyError]
+) -> tuple[nn.Module | None, nn.Module | None, None]:
     wide = {}
     for name, child in attention.named_children():
         weight = getattr(child, "weight", None)
@@ -254,7 +297,10 @@ class Layout:
             wrong = ((covered != 1) & batch.mask) | (covered.bool() & ~batch.mask)
             if wrong.any():
                 row, place = wrong.nonzero()[0].tolist()
-                raise CircuitError(f"token {place} of pair {row} lies in {int(covered[row, place])} spans; spans must cover every token once (spans: {', '.join(spans)})")
+                raise CircuitError(
+                    f"token {place} of pair {row} lies in {int(covered[row, place])} spans; spans must cover every "
+                    f"token once (spans: {', '.join(spans)})"
+                )
         rows, where = batch.mask.nonzero(as_tuple=True)
         order = torch.argsort(span_of[rows, where], stable=True)
         rows, where = rows[order], where[order]
