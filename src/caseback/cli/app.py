@@ -24,7 +24,7 @@ from caseback.core.errors import CasebackError
 __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = {
-    "circuit": ("caseback.cli.circuit:app", "Find, check and draw the circuit behind a task."),
+    "circuit": ("caseback.cli.circuit:circuit", "Find, check and draw the circuit behind a task."),
     "task": ("caseback.cli.task:app", "Tasks: list them, check them on a model, export and import them."),
     "schema": ("caseback.cli.schema:app", "Schemas: induce, propose and apply the spans of a task."),
     "model": ("caseback.cli.model:app", "Models: sites, families, and the identities that must hold."),

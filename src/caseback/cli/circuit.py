@@ -1,0 +1,117 @@
+"""`caseback circuit TASK|FILE`: check → score → select → evaluate → report, as a run of the casebook."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caseback.cli.progress import progress
+
+if TYPE_CHECKING:
+    from caseback.study import Record
+
+__all__ = ["circuit"]
+
+KEYS = (
+    "run model task n accuracy sizes faithfulness low high random agnostic cpr cmd forwards seconds peak_memory_mb"
+).split()
+"""What `--json` prints."""
+
+
+def circuit(
+    task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task (`caseback task list`) or a file of pairs.")],
+    model: Annotated[
+        str | None, typer.Option(help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=4, help="Pairs, both splits together (default: 100, or all of a file).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    schema: Annotated[
+        str | None, typer.Option(metavar="FILE|none|tokens", help="Other spans than the task's own.")
+    ] = None,
+    reference: Annotated[str, typer.Option(help="What a removed edge carries: counterfactual, mean or zero.")] = "counterfactual",
+    mixing: Annotated[str, typer.Option(help="Inside heads: exact, or peap (the published code's block replacement).")] = "exact",
+    steps: Annotated[int, typer.Option(help="Gradient points: 1 is EAP, more is EAP-IG (inputs).")] = 1,
+    selection: Annotated[str, typer.Option(help="best-first or top-n.")] = "best-first",
+    merge: Annotated[str, typer.Option(help="q, k and v of a head: separate, or together (qkv).")] = "separate",
+    sign: Annotated[str, typer.Option(help="What is best: absolute, positive or negative scores.")] = "absolute",
+    points: Annotated[int, typer.Option(help="Sizes on the curve.")] = 12,
+    target: Annotated[float, typer.Option(help="Faithfulness that names the chosen size.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Of the task's generator, the shuffles and the bootstrap.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")] = False,
+) -> None:
+    """Find the circuit behind a task: which parts, at which positions, answer the prompt, and how sure that is."""
+    from caseback.circuits.discover import DiscoverConfig
+    from caseback.study import Study
+    from caseback.study.circuit import CircuitConfig, circuit_spec
+    from caseback.tasks.files import is_file
+
+    for name, value, choices in (
+        ("--reference", reference, ("counterfactual", "mean", "zero")),
+        ("--mixing", mixing, ("exact", "peap")),
+        ("--selection", selection, ("best-first", "top-n")),
+        ("--merge", merge, ("separate", "qkv")),
+        ("--sign", sign, ("absolute", "positive", "negative")),
+    ):
+        if value not in choices:
+            raise typer.BadParameter(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    config = CircuitConfig(
+        task=task,
+        n=100 if n is None and not is_file(task) else n,
+        seed=seed,
+        model=model,
+        dtype=dtype,
+        device=device,
+        schema=schema,
+        discover=DiscoverConfig(
+            reference=reference,  # type: ignore[arg-type]
+            mixing=mixing,  # type: ignore[arg-type]
+            steps=steps,
+            selection=selection,  # type: ignore[arg-type]
+            merge=merge,  # type: ignore[arg-type]
+            sign=sign,  # type: ignore[arg-type]
+            points=points,
+            target=target,
+            seed=seed,
+        ),
+    )
+    passed = {"task": task, "model": model, "n": n, "schema": schema, "seed": seed}
+    with progress() as tick:
+        loaded = config.load_model(tick)
+        question = config.read_task(loaded)
+        spec = circuit_spec(config, loaded, question, passed=passed)
+        record = Study(out).run(spec, progress=tick, force=force, have={"model": loaded, "task": question})
+    if as_json:
+        table = record.table
+        typer.echo(json.dumps({key: table[key] for key in KEYS}))
+    else:
+        _say(record)
+
+
+def _say(record: Record) -> None:
+    """The curve, the chosen size and where the page is."""
+    table, details = record.table, record.details
+    typer.echo(f"{table['task']} on {table['model']}: {table['n']} pairs, accuracy {table['accuracy']:.1%}\n")
+    typer.echo(f"{'edges':>9}  {'faithfulness':>12}  {'95% interval':>16}  {'random':>7}  {'agnostic':>8}")
+    columns = ("sizes", "faithfulness", "low", "high", "random", "agnostic")
+    for size, value, low, high, random, agnostic in zip(*(table[name] for name in columns), strict=True):
+        typer.echo(f"{size:>9,}  {value:>12.3f}  [{low:>6.3f}, {high:>6.3f}]  {random:>7.3f}  {agnostic:>8.3f}")
+    typer.echo(f"\n{_headline(table, details)}")
+    typer.echo(f"CPR {table['cpr']:.3f}, CMD {table['cmd']:.3f} (linear axis); {table['forwards']:,} forwards, {table['seconds']:.0f} s, {table['peak_memory_mb']:,.0f} MB")
+    typer.echo(f"run {record.id}")
+    typer.echo(f"page {record.report.resolve()}" if record.report else "no page was written")
+
+
+def _headline(table: dict[str, Any], details: Any) -> str:
+    i = table["sizes"].index(details["chosen"]["edges"])
+    return (
+        f"{table['sizes'][i]:,} of {table['sizes'][-1]:,} edges keep {table['faithfulness'][i]:.0%} of the answer on held-out prompts; "
+        f"as many random edges keep {table['random'][i]:.0%}, as many without positions {table['agnostic'][i]:.0%}."
+    )
