@@ -1,10 +1,12 @@
-"""The identities circuits stand on, for `caseback model check`: without them on a family, no number about its circuits would mean anything.
+"""The identities circuits stand on, for `caseback model check`: without them on a family, no number about its circuits
+would mean anything.
 
 node      Σ_v score(u → v) = Δ_u · ∂M/∂u: a writer's edges add up to what the whole model makes of it
 clean     removing edges whose source says the same in both prompts changes nothing
 reference keeping edges whose source says the same in both prompts keeps nothing
 
-The last two run the ablated forward in every block: the first span of the random prompts is the same in both, the circuits differ from full and empty by half its edges.
+The last two run the ablated forward in every block: the first span of the random prompts is the same in both, the
+circuits differ from full and empty by half its edges.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def random_pairs(model: Model, *, seed: int = 0, n: int = 3, width: int = 7) -> 
     }
     # from the middle of the vocabulary: a tokenizer's first tokens may be reserved ones with equal, untrained rows
     answers, foils = torch.full((n, 1), model.d_vocab // 3), torch.full((n, 1), model.d_vocab // 2)
-    return PairBatch(Batch(clean, mask, spans), Batch(other, mask, spans), answers, foils, "logit_diff").to(model.device)
+    return PairBatch(Batch(clean, mask, spans), Batch(other, mask, spans), answers, foils, "logit_diff").to(
+        model.device
+    )
 
 
 def identities(model: Model, *, seed: int = 0) -> list[Identity]:
@@ -53,10 +57,23 @@ def identities(model: Model, *, seed: int = 0) -> list[Identity]:
     clean, reference = model.logits(pairs.clean), model.logits(pairs.counterfactual)
     found = [
         ("circuit node", "Σ_v score(u → v) = Δ_u · ∂M/∂u", _node_error(model, pairs, graph), 2e-4),
-        ("circuit full", "full circuit without edges that carry no difference = clean run", _relative(ready.logits(Circuit.full(graph) - half), clean), 2e-5),
-        ("circuit none", "empty circuit with edges that carry no difference = counterfactual run", _relative(ready.logits(half), reference), 2e-5),
+        (
+            "circuit full",
+            "full circuit without edges that carry no difference = clean run",
+            _relative(ready.logits(Circuit.full(graph) - half), clean),
+            2e-5,
+        ),
+        (
+            "circuit none",
+            "empty circuit with edges that carry no difference = counterfactual run",
+            _relative(ready.logits(half), reference),
+            2e-5,
+        ),
     ]
-    return [Identity(name=name, equation=equation, error=error, tolerance=tolerance) for name, equation, error, tolerance in found]
+    return [
+        Identity(name=name, equation=equation, error=error, tolerance=tolerance)
+        for name, equation, error, tolerance in found
+    ]
 
 
 def _half_of_first_span(graph: Graph, seed: int) -> Circuit:

@@ -20,7 +20,8 @@ MAX_EDGES = 20_000
 
 
 def describe(found: Discovery) -> Checkpoint:
-    """Arrays: the edges that come alive first (index, score, rank), so that the circuit of n edges is those of rank ≤ n. Data: everything else, JSON."""
+    """Arrays: the edges that come alive first (index, score, rank), so that the circuit of n edges is those of rank ≤
+    n. Data: everything else, JSON."""
     scores, ranking, about = found.scores, found.ranking, found.about
     entry = entries(ranking)
     index = np.argsort(entry, kind="stable")[:MAX_EDGES]
@@ -29,7 +30,14 @@ def describe(found: Discovery) -> Checkpoint:
     minimal, _ = found.minimality
     losses, exact, agreement = found.losses(), found.patched.intervals(), found.agreement()
     table = [
-        {"edge": int(edge), "name": scores.graph.name(edge), "score": float(score), "exact": e.value, "low": e.low, "high": e.high}
+        {
+            "edge": int(edge),
+            "name": scores.graph.name(edge),
+            "score": float(score),
+            "exact": e.value,
+            "low": e.low,
+            "high": e.high,
+        }
         for edge, score, e in zip(found.patched.edges[: found.patched.n_top], found.patched.score, exact, strict=False)
     ]
     data = {
@@ -51,9 +59,15 @@ def describe(found: Discovery) -> Checkpoint:
         "areas": [{"name": name, **row} for name, row in found.areas().items()],
         "minimality": {
             "edges": found.sizes[found.chosen],
-            "rows": [{"edge": int(edge), "name": scores.graph.name(edge), "loss": f.value, "low": f.low, "high": f.high} for edge, f in zip(minimal, losses, strict=True)],
+            "rows": [
+                {"edge": int(edge), "name": scores.graph.name(edge), "loss": f.value, "low": f.low, "high": f.high}
+                for edge, f in zip(minimal, losses, strict=True)
+            ],
         },
-        "completeness": {"edges": list(found.sizes), **_columns(found.complement.faithfulness(), "faithfulness", "low", "high")},
+        "completeness": {
+            "edges": list(found.sizes),
+            **_columns(found.complement.faithfulness(), "faithfulness", "low", "high"),
+        },
         "table": table,
         "validation": {
             "pearson": agreement.pearson,
@@ -62,7 +76,12 @@ def describe(found: Discovery) -> Checkpoint:
             "n": agreement.n,
             "sample": np.stack([found.patched.score, found.patched.exact.mean(axis=1)], axis=1).tolist(),
         },
-        "settings": {**asdict(found.config), "selection_metric": about.metric, "scores": dict(scores.method)["name"], "model_files": dict(about.files)},
+        "settings": {
+            **asdict(found.config),
+            "selection_metric": about.metric,
+            "scores": dict(scores.method)["name"],
+            "model_files": dict(about.files),
+        },
         "chosen": {"edges": found.sizes[found.chosen], "target": found.config.target},
         "notes": _notes(found),
     }
@@ -91,13 +110,24 @@ def _curve(found: Discovery) -> dict[str, Any]:
 
 def _notes(found: Discovery) -> list[str]:
     config, n = found.config, found.n_held_out
-    words = {"counterfactual": "its value on the counterfactual prompt", "mean": "its mean over the discovery prompts' span", "zero": "zero"}
+    words = {
+        "counterfactual": "its value on the counterfactual prompt",
+        "mean": "its mean over the discovery prompts' span",
+        "zero": "zero",
+    }
     return [
         f"Edges were scored and selected on the discovery pairs; every curve is measured on {n} held-out pairs.",
         f"A removed edge carries {words[config.reference]}"
-        + (" (crossing edges: reference pattern × reference value, not renormalised, as in the published PEAP code)." if config.mixing == "peap" else "."),
-        f"Faithfulness is (M(C) − M(∅)) / (M(full) − M(∅)). Random: mean of {config.draws} shuffles of the scores within edge type. "
+        + (
+            " (crossing edges: reference pattern × reference value, not renormalised, as in the published PEAP code)."
+            if config.mixing == "peap"
+            else "."
+        ),
+        f"Faithfulness is (M(C) − M(∅)) / (M(full) − M(∅)). Random: mean of {config.draws} shuffles of the scores "
+        "within edge type. "
         "Random and position-agnostic circuits have as many live token-level edges as the circuit.",
-        f"The chosen size is the smallest that reaches {config.target:g} on {2 * config.patch_pairs} discovery pairs; minimality and exact patching use {config.patch_pairs} held-out pairs.",
-        "A circuit is a claim about this task's prompts and this ablation, not about the model at large; edges scored one by one are used together.",
+        f"The chosen size is the smallest that reaches {config.target:g} on {2 * config.patch_pairs} discovery "
+        f"pairs; minimality and exact patching use {config.patch_pairs} held-out pairs.",
+        "A circuit is a claim about this task's prompts and this ablation, not about the model at large; edges "
+        "scored one by one are used together.",
     ]

@@ -1,10 +1,13 @@
 """The whole study of one task's circuit: score → select → choose → evaluate → validate, with every control beside it.
 
-Edges are scored and circuits selected on the discovery pairs, and every number that is reported comes from the held-out pairs. Beside the circuit of each size stand, at the
-same number of live token-level edges, the same selector on shuffled scores and the same selector on scores summed over positions. One size, the smallest that reaches
-`target` faithfulness on discovery pairs, is looked at more closely: does removing an edge hurt (minimality), does the rest of the model still do the task (completeness)?
+Edges are scored and circuits selected on the discovery pairs, and every number that is reported comes from the held-out
+pairs. Beside the circuit of each size stand, at the same number of live token-level edges, the same selector on
+shuffled scores and the same selector on scores summed over positions. One size, the smallest that reaches `target`
+faithfulness on discovery pairs, is looked at more closely: does removing an edge hurt (minimality), does the rest of
+the model still do the task (completeness)?
 
-Cost in forwards: 3 a discovery pair for the scores; 2 + the circuits for a held-out pair, each circuit at most about one and a half forwards up to 5 % of the edges.
+Cost in forwards: 3 a discovery pair for the scores; 2 + the circuits for a held-out pair, each circuit at most about
+one and a half forwards up to 5 % of the edges.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from caseback.core import registry
 from caseback.core.errors import CircuitError
 from caseback.core.progress import Progress, silent
 from caseback.core.stages import Checkpoint, InMemory, Stages
-from caseback.evidence import Agreement, Interval, cmd, cpr, faithfulness, faithfulness_intervals, mean_intervals
+from caseback.evidence import Agreement, Interval, cmd, cpr, faithfulness, mean_intervals
 from caseback.model.model import Model
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import metric_of
@@ -140,7 +143,13 @@ class Discovery:
             return values.reshape(len(self.sizes), draws, -1).mean(axis=1)
 
         found = self.random
-        return Measured(metric=mean(found.metric), agreement=mean(found.agreement), kl=mean(found.kl), full=found.full, empty=found.empty)
+        return Measured(
+            metric=mean(found.metric),
+            agreement=mean(found.agreement),
+            kl=mean(found.kl),
+            full=found.full,
+            empty=found.empty,
+        )
 
     def shares(self) -> np.ndarray:
         """Sizes as fractions of all live edges: the axis of CPR and CMD."""
@@ -151,7 +160,11 @@ class Discovery:
         rows = {}
         for name, found in (("circuit", self.circuit), ("random", self.random_mean()), ("agnostic", self.agnostic)):
             curve = faithfulness(found.metric, found.full, found.empty)
-            rows[name] = {f"{area.__name__}_{axis}": area(self.shares(), curve, axis=axis).value for area in (cpr, cmd) for axis in ("linear", "log")}
+            rows[name] = {
+                f"{area.__name__}_{axis}": area(self.shares(), curve, axis=axis).value
+                for area in (cpr, cmd)
+                for axis in ("linear", "log")
+            }
         return rows
 
     def losses(self) -> tuple[Interval, ...]:
@@ -202,10 +215,18 @@ class _Counted:
         return done
 
 
-def discover(model: Model, task: Task, config: DiscoverConfig | None = None, *, stages: Stages | None = None, progress: Progress = silent) -> Discovery:
+def discover(
+    model: Model,
+    task: Task,
+    config: DiscoverConfig | None = None,
+    *,
+    stages: Stages | None = None,
+    progress: Progress = silent,
+) -> Discovery:
     """Check the task on the model, find the circuit on its discovery pairs and judge it on its held-out pairs.
 
-    Raises TaskError where no pair is answered right, FamilyError where circuits are not exact on the model's family, CircuitError where a split is left empty.
+    Raises TaskError where no pair is answered right, FamilyError where circuits are not exact on the model's family,
+    CircuitError where a split is left empty.
     """
     config = config or DiscoverConfig()
     require(model)
@@ -215,13 +236,17 @@ def discover(model: Model, task: Task, config: DiscoverConfig | None = None, *, 
         found = task.check(model, progress=progress)
         keep = {pair.clean + "\0" + pair.counterfactual for pair in found.task.pairs}
         rows = [row for row, pair in enumerate(task.pairs) if pair.clean + "\0" + pair.counterfactual in keep]
-        return Checkpoint({"rows": np.array(rows), "accuracy": np.array(found.accuracy)}, {"dropped": dict(found.dropped)})
+        return Checkpoint(
+            {"rows": np.array(rows), "accuracy": np.array(found.accuracy)}, {"dropped": dict(found.dropped)}
+        )
 
     check = run.fold("check", 1, checked)
     kept = task[check.arrays["rows"].tolist()]
     sides = {pair.split for pair in kept.pairs}
     if len(sides) < 2:
-        raise CircuitError(f"of {task.n} pairs {kept.n} are answered right, and they leave one split empty; ask for more pairs (--n)")
+        raise CircuitError(
+            f"of {task.n} pairs {kept.n} are answered right, and they leave one split empty; ask for more pairs (--n)"
+        )
     held_out = kept.held_out
     about = About(
         model=model.name,
@@ -246,16 +271,38 @@ def _shown(model: Model, task: Task) -> list[dict[str, Any]]:
     rows = []
     for i, pair in enumerate(task.pairs):
         length = int(pairs.clean.lengths[i])
-        tokens, other = ([model.tokenizer.decode([token]) for token in side.ids[i, :length].tolist()] for side in (pairs.clean, pairs.counterfactual))
+        tokens, other = (
+            [model.tokenizer.decode([token]) for token in side.ids[i, :length].tolist()]
+            for side in (pairs.clean, pairs.counterfactual)
+        )
         spans = [[name, *ranges[i].tolist()] for name, ranges in pairs.clean.spans.items()]
-        rows.append({"tokens": tokens, "spans": spans, "counterfactual": other, "answers": list(pair.answers), "foils": list(pair.foils), "metric": values[i]})
+        rows.append(
+            {
+                "tokens": tokens,
+                "spans": spans,
+                "counterfactual": other,
+                "answers": list(pair.answers),
+                "foils": list(pair.foils),
+                "metric": values[i],
+            }
+        )
     return rows
 
 
-def _discover(model: Model, discovery: PairBatch, held_out: PairBatch, about: About, config: DiscoverConfig, run: _Counted, progress: Progress) -> Discovery:
+def _discover(
+    model: Model,
+    discovery: PairBatch,
+    held_out: PairBatch,
+    about: About,
+    config: DiscoverConfig,
+    run: _Counted,
+    progress: Progress,
+) -> Discovery:
     """The study itself, on encoded pairs."""
     layers, spans = layers_of(model), span_names(discovery)
-    mean = mean_reference(model, layers, batches(discovery, config.tokens), spans) if config.reference == "mean" else None
+    mean = (
+        mean_reference(model, layers, batches(discovery, config.tokens), spans) if config.reference == "mean" else None
+    )
     how: dict[str, Any] = {"reference": config.reference, "mean": mean, "tokens": config.tokens}
 
     scores = _scored(model, discovery, config, mean, run)
@@ -290,7 +337,9 @@ def _discover(model: Model, discovery: PairBatch, held_out: PairBatch, about: Ab
     edges = sample_edges(scores, top=top, random=top, seed=config.seed)
 
     def patch(state: Checkpoint | None, i: int) -> Checkpoint:
-        found = patch_edges(model, few, scores, edges, progress=lambda stage, n, total: progress("patch", n, total), **how)
+        found = patch_edges(
+            model, few, scores, edges, progress=lambda stage, n, total: progress("patch", n, total), **how
+        )
         return Checkpoint({"exact": found.exact})
 
     exact = run.fold("patch", 1, patch).arrays["exact"]
@@ -319,7 +368,10 @@ def _rising(circuits: Sequence[Circuit]) -> list[Circuit]:
         if circuit.n_edges > (kept[-1].n_edges if kept else 0):
             kept.append(circuit)
     if not kept:
-        raise CircuitError("no edge leads from the embedding to the logits: all scores may be zero (is the counterfactual any different?)")
+        raise CircuitError(
+            "no edge leads from the embedding to the logits: all scores may be zero (is the counterfactual any "
+            "different?)"
+        )
     return kept
 
 
@@ -338,7 +390,12 @@ def _scored(model: Model, pairs: PairBatch, config: DiscoverConfig, mean: Mean |
         sums = {name: getattr(found, name).astype(np.float64) * chunks[i].n for name in ("residual", "crossing")}
         if state is None:
             return Checkpoint({**sums, "lengths": found.lengths})
-        return Checkpoint({**{name: state.arrays[name] + sums[name] for name in sums}, "lengths": np.concatenate([state.arrays["lengths"], found.lengths])})
+        return Checkpoint(
+            {
+                **{name: state.arrays[name] + sums[name] for name in sums},
+                "lengths": np.concatenate([state.arrays["lengths"], found.lengths]),
+            }
+        )
 
     arrays = run.fold("score", len(chunks), step).arrays
     method = {"name": "EAP" if config.steps == 1 else "EAP-IG (inputs)", "metric": pairs.metric, **asdict(how)}
@@ -351,15 +408,24 @@ def _scored(model: Model, pairs: PairBatch, config: DiscoverConfig, mean: Mean |
     )
 
 
-def _controls(scores: Scores, ranking: Ranking, circuits: Sequence[Circuit], config: DiscoverConfig) -> tuple[list[Circuit], list[Circuit]]:
+def _controls(
+    scores: Scores, ranking: Ranking, circuits: Sequence[Circuit], config: DiscoverConfig
+) -> tuple[list[Circuit], list[Circuit]]:
     """Random and position-agnostic circuits with as many live token-level edges as each circuit has."""
     graph, lengths = scores.graph, scores.lengths
     limits = [circuit.size(lengths) for circuit in circuits]
     select = best_first if config.selection == "best-first" else top_n
-    rankings = [select(shuffled(scores, config.seed + draw), merge=config.merge, sign=config.sign) for draw in range(config.draws)]
-    random = [largest(ranking, lambda circuit: circuit.size(lengths), limit) for limit in limits for ranking in rankings]
+    rankings = [
+        select(shuffled(scores, config.seed + draw), merge=config.merge, sign=config.sign)
+        for draw in range(config.draws)
+    ]
+    random = [
+        largest(ranking, lambda circuit: circuit.size(lengths), limit) for limit in limits for ranking in rankings
+    ]
     flat = best_first(scores.collapse(), merge=config.merge, sign=config.sign, crossing="free")
-    agnostic = [largest(flat, lambda circuit: circuit.expand(graph).size(lengths), limit).expand(graph) for limit in limits]
+    agnostic = [
+        largest(flat, lambda circuit: circuit.expand(graph).size(lengths), limit).expand(graph) for limit in limits
+    ]
     return random, agnostic
 
 

@@ -3,8 +3,9 @@
     M(C)/M(full)                                          the published ratio, which a small circuit can make negative
     f(C) = (M(C) − M(∅)) / (M(full) − M(∅))               faithfulness, corrected by the empty circuit's baseline
 
-M(C) is the task's metric with every edge outside C carrying its reference value (`circuits.ablate`); ∅ is the reference run. Beside it stand the share of prompts on which the
-circuit gives the full model's answer and the KL divergence from the full model. Values stay per example; intervals and areas are `caseback.evidence`'s.
+M(C) is the task's metric with every edge outside C carrying its reference value (`circuits.ablate`); ∅ is the reference
+run. Beside it stand the share of prompts on which the circuit gives the full model's answer and the KL divergence from
+the full model. Values stay per example; intervals and areas are `caseback.evidence`'s.
 
 Cost: two recorded forwards a pair for all circuits together, then one ablated forward a pair and circuit.
 """
@@ -60,12 +61,20 @@ class Measured:
     def rows(self, chosen: slice | Sequence[int]) -> Measured:
         """Some of the circuits, on the same pairs."""
         picked = slice(chosen.start, chosen.stop, chosen.step) if isinstance(chosen, slice) else list(chosen)
-        return Measured(metric=self.metric[picked], agreement=self.agreement[picked], kl=self.kl[picked], full=self.full, empty=self.empty)
+        return Measured(
+            metric=self.metric[picked],
+            agreement=self.agreement[picked],
+            kl=self.kl[picked],
+            full=self.full,
+            empty=self.empty,
+        )
 
     @staticmethod
     def joined(parts: Sequence[Measured]) -> Measured:
         """The same circuits measured on several batches of pairs."""
-        return Measured(**{f.name: np.concatenate([getattr(part, f.name) for part in parts], axis=-1) for f in fields(Measured)})
+        return Measured(
+            **{f.name: np.concatenate([getattr(part, f.name) for part in parts], axis=-1) for f in fields(Measured)}
+        )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -74,7 +83,9 @@ class Measured:
 def curve_sizes(n_edges: int, points: int = 12, *, first: int = 50) -> tuple[int, ...]:
     """Sizes of a curve: evenly spaced in the logarithm from `first` edges to half the graph, then the whole graph."""
     if points < 2 or n_edges < 2:
-        raise CircuitError(f"a curve needs at least 2 points and a graph of at least 2 edges; got {points} points, {n_edges} edges")
+        raise CircuitError(
+            f"a curve needs at least 2 points and a graph of at least 2 edges; got {points} points, {n_edges} edges"
+        )
     spaced = np.geomspace(min(first, n_edges // 2 or 1), max(n_edges // 2, 1), points - 1).round().astype(int)
     return tuple(dict.fromkeys([*spaced.tolist(), n_edges]))
 
@@ -90,9 +101,11 @@ def measure(
     tokens: int = 320,
     progress: Progress = silent,
 ) -> Measured:
-    """Run every circuit on every pair. `tokens` are processed at a time; the reference and the clean run of a batch serve all circuits.
+    """Run every circuit on every pair. `tokens` are processed at a time; the reference and the clean run of a batch
+    serve all circuits.
 
-    Raises FamilyError where circuits are not exact on the model's family, CircuitError for circuits of another graph or a reference without its means.
+    Raises FamilyError where circuits are not exact on the model's family, CircuitError for circuits of another graph or
+    a reference without its means.
     """
     if not circuits:
         raise CircuitError("no circuit was given to measure")

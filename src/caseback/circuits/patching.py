@@ -1,8 +1,9 @@
 """How good are the scores? Exact patching of single edges, beside their estimates.
 
-The exact effect of an edge is M(full) − M(full without it): its reader alone sees the reference value of its source, everything after runs on. Positive = the edge supports
-the answer, like a score. Exhaustive patching is a forward an edge; a sample of the best and of random edges tells how far the ranking can be trusted
-(arXiv 2403.17806 does this exhaustively on GPT-2; expect rank agreement well below 1 for one gradient point, higher for several).
+The exact effect of an edge is M(full) − M(full without it): its reader alone sees the reference value of its source,
+everything after runs on. Positive = the edge supports the answer, like a score. Exhaustive patching is a forward an
+edge; a sample of the best and of random edges tells how far the ranking can be trusted (arXiv 2403.17806 does this
+exhaustively on GPT-2; expect rank agreement well below 1 for one gradient point, higher for several).
 """
 
 from __future__ import annotations
@@ -78,5 +79,15 @@ def patch_edges(
     progress: Progress = silent,
 ) -> Patched:
     """Patch each edge by itself on every pair; the blocks before the edge's reader are not run again."""
-    found = measure(model, pairs, [without(scores.graph, edge) for edge in edges], reference=reference, mean=mean, tokens=tokens, progress=lambda stage, done, total: progress("patch", done, total))
-    return Patched(edges=edges, score=scores.flat[edges].astype(float), exact=found.full[None] - found.metric, n_top=n_top)
+    found = measure(
+        model,
+        pairs,
+        [without(scores.graph, edge) for edge in edges],
+        reference=reference,
+        mean=mean,
+        tokens=tokens,
+        progress=lambda stage, done, total: progress("patch", done, total),
+    )
+    return Patched(
+        edges=edges, score=scores.flat[edges].astype(float), exact=found.full[None] - found.metric, n_top=n_top
+    )

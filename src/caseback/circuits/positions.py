@@ -5,7 +5,8 @@ The same EAP scores s of an edge, over positions p and prompts x, put together i
     cancellation     Σ_x Σ_p |s|   against   Σ_x |Σ_p s|         opposite signs at different positions cancel
     overestimation   Σ_x Σ_p |s|   against   Σ_x max_p |s|       many small effects look like a large one
 
-Two rankings differ by 1 − |top_K ∩ top_K′| / K. The control is the same aggregation Σ_x Σ_p |s| on disjoint thirds of the prompts: how much a ranking moves with the prompts alone.
+Two rankings differ by 1 − |top_K ∩ top_K′| / K. The control is the same aggregation Σ_x Σ_p |s| on disjoint thirds of
+the prompts: how much a ranking moves with the prompts alone.
 """
 
 from __future__ import annotations
@@ -56,13 +57,20 @@ class Row:
     spearman_control: float
 
 
-def aggregate(model: Model, pairs: PairBatch, config: ScoreConfig | None = None, *, parts: int = 3, progress: Progress = silent) -> Aggregates:
-    """Per-position scores of every residual edge, aggregated on the fly: no per-position array outlives its block of layers."""
+def aggregate(
+    model: Model, pairs: PairBatch, config: ScoreConfig | None = None, *, parts: int = 3, progress: Progress = silent
+) -> Aggregates:
+    """Per-position scores of every residual edge, aggregated on the fly: no per-position array outlives its block of
+    layers."""
     config = config or ScoreConfig()
     if pairs.n < parts:
         raise CircuitError(f"the control needs at least {parts} prompts, got {pairs.n}")
     graph, layers = graph_of(model, ("all",), grouped=config.grouped), layers_of(model)
-    mean = mean_reference(model, layers, batches(pairs, config.tokens), graph.spans) if config.reference == "mean" else None
+    mean = (
+        mean_reference(model, layers, batches(pairs, config.tokens), graph.spans)
+        if config.reference == "mean"
+        else None
+    )
     values = np.zeros((3, parts, graph.n_writers, graph.n_readers))
     done = 0
     for chunk in batches(pairs, config.tokens):
@@ -111,7 +119,11 @@ def compare(found: Aggregates, *, shares: tuple[float, ...] = (0.01, 0.05, 0.1))
     rows = []
     for name, other in (("cancellation", 1), ("overestimation", 2)):
         for share in shares:
-            controls = [(top_difference(flat[0, a], flat[0, b], share=share), rank_overlap(flat[0, a], flat[0, b], share=share)) for a in range(flat.shape[1]) for b in range(a)]
+            controls = [
+                (top_difference(flat[0, a], flat[0, b], share=share), rank_overlap(flat[0, a], flat[0, b], share=share))
+                for a in range(flat.shape[1])
+                for b in range(a)
+            ]
             difference, overlap = np.mean(controls, axis=0)
             rows.append(
                 Row(

@@ -1,8 +1,9 @@
 """What a removed edge carries instead: the value of its source in a reference.
 
-`counterfactual` takes the same tokens of the counterfactual prompt; `mean` the mean over the reference prompts' tokens of the same span; `zero` nothing. One rule for every edge:
-a removed residual edge gives its reader the reference value of the writer's output, a removed crossing edge gives the head the reference query (q), key (k) or value (v)
-vector, after rotary embedding.
+`counterfactual` takes the same tokens of the counterfactual prompt; `mean` the mean over the reference prompts' tokens
+of the same span; `zero` nothing. One rule for every edge: a removed residual edge gives its reader the reference value
+of the writer's output, a removed crossing edge gives the head the reference query (q), key (k) or value (v) vector,
+after rotary embedding.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Mean:
         index = span_of.clamp(min=0)
         spread = {name: [value[index] for value in values] for name, values in self.layers.items()}
         heads_first = {name: [value.transpose(1, 2) for value in spread.pop(name)] for name in ("q", "k", "v")}
-        return Activations(embed=self.embed[index], pattern=[], **spread, **heads_first)
+        return Activations(embed=self.embed[index], pattern=[], logits=None, **spread, **heads_first)
 
 
 def mean_reference(model: Model, layers: list[Layer], batches: Iterable[PairBatch], spans: tuple[str, ...]) -> Mean:
@@ -142,7 +143,9 @@ def mean_reference(model: Model, layers: list[Layer], batches: Iterable[PairBatc
     return Mean(spans, mean(embed), {name: [mean(value) for value in values] for name, values in sums.items()})
 
 
-def reference_of(model: Model, layers: list[Layer], pairs: PairBatch, layout: Layout, reference: Reference, mean: Mean | None = None) -> Activations:
+def reference_of(
+    model: Model, layers: list[Layer], pairs: PairBatch, layout: Layout, reference: Reference, mean: Mean | None = None
+) -> Activations:
     """The reference activations of a batch; raises CircuitError for `mean` without means."""
     if reference == "counterfactual":
         return record(model, layers, pairs.counterfactual)
@@ -159,8 +162,15 @@ def reference_of(model: Model, layers: list[Layer], pairs: PairBatch, layout: La
             shape[positions] = width
             return value.new_zeros(shape)
 
-        parts = {name: [zeros(value, positions=2 if name in "qkv" else 1) for value in values] for name, values in like.tensors().items()}
-        return _rebuilt(Activations(embed=zeros(like.embed, positions=1), pattern=[], **parts), layers, model.write_scale)
+        parts = {
+            name: [zeros(value, positions=2 if name in "qkv" else 1) for value in values]
+            for name, values in like.tensors().items()
+        }
+        return _rebuilt(
+            Activations(embed=zeros(like.embed, positions=1), pattern=[], logits=None, **parts),
+            layers,
+            model.write_scale,
+        )
     raise CircuitError(f"there is no reference {reference!r}; there are: counterfactual, mean, zero")
 
 

@@ -1,27 +1,31 @@
 """Position-aware edge scores: what each edge carries, times what its reader makes of it.
 
-Residual edge u → v at a token (EAP, arXiv 2310.10348; per position PEAP Eq. 1, arXiv 2502.04577), with Δ_u = z_u − z*_u (clean minus reference):
+Residual edge u → v at a token (EAP, arXiv 2310.10348; per position PEAP Eq. 1, arXiv 2502.04577), with Δ_u = z_u − z*_u
+(clean minus reference):
 
     score = Δ_u · g_v,     g_v = ∂M/∂in(v)   the part of the gradient that flows through reader v alone
 
-Crossing edge inside head h from token s to t (PEAP Eqs. 3–6 in closed form, notes by the same letters), u_t = ∂M/∂z_t, A the clean pattern:
+Crossing edge inside head h from token s to t (PEAP Eqs. 3–6 in closed form, notes by the same letters), u_t = ∂M/∂z_t,
+A the clean pattern:
 
     V_ts = A_ts u_t·(v*_s − v_s)
     K_ts = c(q_t·(k*_s − k_s)/√d) (u_t·v_s − u_t·z_t)          c(δ) = A expm1 δ / (1 + A expm1 δ)
     Q_ts = c((q*_t − q_t)·k_s/√d) (u_t·v_s − u_t·z_t)          score = −V, −K, −Q
 
-so a positive score supports the answer. One forward of the reference, one of the clean prompt, one backward; with `steps` m > 1 the gradients are means over m points
-between the reference and the clean embedding (EAP-IG inputs, arXiv 2403.17806), which costs m forwards and backwards and still one product.
+so a positive score supports the answer. One forward of the reference, one of the clean prompt, one backward; with
+`steps` m > 1 the gradients are means over m points between the reference and the clean embedding (EAP-IG inputs, arXiv
+2403.17806), which costs m forwards and backwards and still one product.
 
-g_v needs no copies of the stream: the gradient at the q, k, v projections goes back through the head's own weight rows and the norm's Jacobian, by hand. The tokens of a span
-lie side by side over the batch, so all edges of a span are one matrix product. Cost: 3 forwards and 2·tokens·d·edges flops; memory (writers + readers)·tokens·d.
+g_v needs no copies of the stream: the gradient at the q, k, v projections goes back through the head's own weight rows
+and the norm's Jacobian, by hand. The tokens of a span lie side by side over the batch, so all edges of a span are one
+matrix product. Cost: 3 forwards and 2·tokens·d·edges flops; memory (writers + readers)·tokens·d.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +40,7 @@ from caseback.core.progress import Progress, silent
 from caseback.model.attention import AttentionCall
 from caseback.model.grad import Captured, capture
 from caseback.model.model import Model
+from caseback.model.taps import Key
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import metric_of
 
@@ -75,11 +80,18 @@ def span_names(pairs: PairBatch) -> tuple[str, ...]:
     return tuple(pairs.clean.spans) or ("all",)
 
 
-def score(model: Model, pairs: PairBatch, config: ScoreConfig | None = None, *, mean: Mean | None = None, progress: Progress = silent) -> Scores:
+def score(
+    model: Model,
+    pairs: PairBatch,
+    config: ScoreConfig | None = None,
+    *,
+    mean: Mean | None = None,
+    progress: Progress = silent,
+) -> Scores:
     """Score every edge of the graph on some pairs: signed sums inside spans, signed mean over pairs (PEAP Eq. 8).
 
-    `mean` gives the means of the "mean" reference; without it they are taken over these pairs.
-    Raises FamilyError where circuits are not exact on the model's family and CircuitError where spans do not cover the prompts.
+    `mean` gives the means of the "mean" reference; without it they are taken over these pairs. Raises FamilyError where
+    circuits are not exact on the model's family and CircuitError where spans do not cover the prompts.
     """
     config = config or ScoreConfig()
     graph = graph_of(model, span_names(pairs), grouped=config.grouped)
@@ -125,17 +137,20 @@ class Flows:
     metric: Float[Tensor, "batch"]
 
     @staticmethod
-    def of(model: Model, layers: list[Layer], graph: Graph, pairs: PairBatch, config: ScoreConfig, mean: Mean | None = None) -> Flows:
+    def of(
+        model: Model, layers: list[Layer], graph: Graph, pairs: PairBatch, config: ScoreConfig, mean: Mean | None = None
+    ) -> Flows:
         """Run the batch: the reference, the clean prompts with gradients (and the points between)."""
         layout = Layout.of(pairs.clean, graph.spans)
         reference = reference_of(model, layers, pairs, layout, config.reference, mean)
         readers = model.hf.get_input_embeddings().weight.new_zeros((graph.n_readers - 1, layout.n, model.d_model))
         tap = _Pass(model, layers, graph, pairs, layout)
-        for step in range(config.steps, 0, -1):  # the clean prompt itself (step = steps) first
-            embed = None if step == config.steps else torch.lerp(reference.embed, clean_embed, step / config.steps)
+        tap.run(None, readers, weight=1 / config.steps)  # the clean prompt itself first, then the points before it
+        delta, clean_embed, calls, patterns = tap.delta(reference), tap.clean_embed, tap.calls, tap.patterns
+        metric = tap.metric
+        for step in range(config.steps - 1, 0, -1):
+            embed = torch.lerp(reference.embed, clean_embed, step / config.steps)
             tap.run(embed, readers, weight=1 / config.steps)
-            if step == config.steps:
-                delta, clean_embed, calls, patterns, metric = tap.delta(reference), tap.clean_embed, tap.calls, tap.patterns, tap.metric
         return Flows(graph, layout, delta, readers, tap.final, calls, patterns, tap.u, reference, metric)
 
     def residual(self) -> Float[np.ndarray, "span writer reader"]:
@@ -159,7 +174,8 @@ class Flows:
     def crossing(self) -> Float[np.ndarray, "3 layer head span_t span_s"]:
         """Σ over token pairs and prompts of −Q, −K, −V."""
         graph = self.graph
-        member = torch.nn.functional.one_hot(self.layout.span_of.clamp(min=0), graph.n_spans) * (self.layout.span_of >= 0)[..., None]
+        span_of = self.layout.span_of
+        member = torch.nn.functional.one_hot(span_of.clamp(min=0), graph.n_spans) * (span_of >= 0)[..., None]
         member = member.to(self.delta)
         out = np.zeros(graph.crossing_shape)
         for layer, (call, pattern, u) in enumerate(zip(self.calls, self.patterns, self.u, strict=True)):
@@ -170,11 +186,19 @@ class Flows:
 
 
 def crossing_effects(
-    call: AttentionCall, pattern: Float[Tensor, "batch head t s"], u: Float[Tensor, "batch head t value_dim"], reference: tuple[Tensor, Tensor, Tensor]
+    call: AttentionCall,
+    pattern: Float[Tensor, "batch head t s"],
+    u: Float[Tensor, "batch head t value_dim"],
+    reference: tuple[Tensor, Tensor, Tensor],
 ) -> Float[Tensor, "3 batch head t s"]:
-    """Exact change of u_t·z_t when one query-key logit takes q*, one key is k*, one value is v* (see the head of this file)."""
+    """Exact change of u_t·z_t when one query-key logit takes q*, one key is k*, one value is v* (see the head of this
+    file)."""
     A, rep = pattern, call.q.shape[1] // call.k.shape[1]
-    q, k, v = call.q.detach(), call.k.detach().repeat_interleave(rep, dim=1), call.v.detach().repeat_interleave(rep, dim=1)
+    q, k, v = (
+        call.q.detach(),
+        call.k.detach().repeat_interleave(rep, dim=1),
+        call.v.detach().repeat_interleave(rep, dim=1),
+    )
     q_, k_, v_ = reference[0], reference[1].repeat_interleave(rep, dim=1), reference[2].repeat_interleave(rep, dim=1)
     logit = q @ k.transpose(-1, -2) * call.scaling
     uv = u @ v.transpose(-1, -2)
@@ -192,12 +216,27 @@ def crossing_effects(
     return torch.stack([Q, K, V])
 
 
+def _ungrouped(call: AttentionCall, posts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The family's attention with a key and a value for every query head."""
+    module: Any = call.module
+    groups = module.num_key_value_groups
+    module.num_key_value_groups = 1
+    try:
+        return call.eager(posts["q"], posts["k"], posts["v"])
+    finally:
+        module.num_key_value_groups = groups
+
+
 class _Pass:
     """One forward and backward with everything kept that the readers' gradients need."""
 
     def __init__(self, model: Model, layers: list[Layer], graph: Graph, pairs: PairBatch, layout: Layout):
         self.model, self.layers, self.graph, self.pairs, self.layout = model, layers, graph, pairs, layout
-        self.by_head = not graph.grouped and model.n_kv_heads < model.n_heads or any(norm is not None for layer in layers for norm in layer.wide_norms)
+        self.by_head = (
+            not graph.grouped
+            and model.n_kv_heads < model.n_heads
+            or any(norm is not None for layer in layers for norm in layer.wide_norms)
+        )
         """Whether q, k, v must be pulled back reader by reader (a local vector-Jacobian product each)."""
         self.calls: list[AttentionCall] = []
         self.patterns: list[Tensor] = []
@@ -205,7 +244,8 @@ class _Pass:
         self.u: list[Tensor] = []
 
     def run(self, embed: Tensor | None, readers: Float[Tensor, "reader token d"], *, weight: float) -> None:
-        """Add this point's reader gradients, times `weight`, to `readers`; keep calls, patterns and values of this point."""
+        """Add this point's reader gradients, times `weight`, to `readers`; keep calls, patterns and values of this
+        point."""
         model, every = self.model, range(self.model.n_layers)
         inner: dict[int, tuple[AttentionCall, Tensor, dict[str, Tensor]]] = {}
 
@@ -214,9 +254,7 @@ class _Pass:
             rep = call.q.shape[1] // call.k.shape[1]
             if not self.graph.grouped and rep > 1:
                 posts |= {name: posts[name].repeat_interleave(rep, dim=1) for name in "kv"}
-                call.module.num_key_value_groups, before = 1, call.module.num_key_value_groups
-                z, pattern = call.eager(posts["q"], posts["k"], posts["v"])
-                call.module.num_key_value_groups = before
+                z, pattern = _ungrouped(call, posts)
             else:
                 z, pattern = call.eager(call.q, call.k, call.v)
             inner[call.layer] = (call, pattern, posts)
@@ -225,10 +263,10 @@ class _Pass:
         raw = ["qkv_raw"] if self.layers[0].columns is not None else ["q_raw", "k_raw", "v_raw"]
         valued = ["resid_pre", "attn_out", "mlp_out"]
         wanted = [*raw, "mlp_in", "z"]
-        keys = [(name, layer) for name in [*valued, *wanted] for layer in every] + [("resid_final", None)]
+        at: list[Key] = [*((name, layer) for name in wanted for layer in every), ("resid_final", None)]
+        keys: list[Key] = [*((name, layer) for name in valued for layer in every), *at]
         kept = capture(model, self.pairs.clean, keys, embed=embed, attend=attend)
         metric = metric_of(self.pairs.metric)(kept.logits, self.pairs)
-        at = [(name, layer) for name in wanted for layer in every] + [("resid_final", None)]
         targets = [kept.values[key] for key in at]
         if self.by_head:
             targets += [inner[layer][2][name] for layer in every for name in "qkv"]
@@ -247,8 +285,15 @@ class _Pass:
             block = readers[layer * self.graph.readers_per_layer :]
             _add_pulled(block[: len(heads)], heads, part.attn_norm, self.layout.gather(pre), weight)
             mlp = self.layout.gather(gradient["mlp_in", layer])[None]
-            _add_pulled(block[len(heads) : len(heads) + 1], mlp if part.mlp_norm is None else part.mlp_norm.fold(mlp), part.mlp_norm, self.layout.gather(mid), weight)
-        self.final = self.final + weight * gradient["resid_final", None][torch.arange(self.pairs.n), self.pairs.clean.last]
+            _add_pulled(
+                block[len(heads) : len(heads) + 1],
+                mlp if part.mlp_norm is None else part.mlp_norm.fold(mlp),
+                part.mlp_norm,
+                self.layout.gather(mid),
+                weight,
+            )
+        last = torch.arange(self.pairs.n), self.pairs.clean.last
+        self.final = self.final + weight * gradient["resid_final", None][last]
         new_u = [gradient["z", layer] * weight for layer in every]
         self.u = [old + new for old, new in zip(self.u, new_u, strict=True)] if self.u else new_u
         self.calls = [inner[layer][0] for layer in every]
@@ -256,20 +301,30 @@ class _Pass:
         self.values = {key: value.detach() for key, value in kept.values.items()}
         self.clean_embed, self.metric = self.values["resid_pre", 0], metric.detach()
 
-    def _heads(self, gradient: dict[tuple[str, int | None], Tensor], layer: int, raw: Sequence[str]) -> Float[Tensor, "reader token d"]:
+    def _heads(self, gradient: dict[Key, Tensor], layer: int, raw: Sequence[str]) -> Float[Tensor, "reader token d"]:
         """W_q[h]ᵀ ∂M/∂q_h and the like for k and v, the norm's weight folded in."""
         part = self.layers[layer]
         if part.columns is not None:
             flat = self.layout.gather(gradient["qkv_raw", layer])
             found = [flat[:, columns] for columns in part.columns]
         else:
-            found = [self.layout.gather(gradient[name, layer]).unflatten(-1, (w.shape[0], -1)) for name, w in zip(raw, (part.w_q, part.w_k, part.w_v), strict=True)]
+            found = [
+                self.layout.gather(gradient[name, layer]).unflatten(-1, (w.shape[0], -1))
+                for name, w in zip(raw, (part.w_q, part.w_k, part.w_v), strict=True)
+            ]
         weights = (part.w_q, part.w_k, part.w_v)
-        return torch.cat([torch.bmm(g.transpose(0, 1), w if part.attn_norm is None else part.attn_norm.fold(w)) for g, w in zip(found, weights, strict=True)])
+        return torch.cat(
+            [
+                torch.bmm(g.transpose(0, 1), w if part.attn_norm is None else part.attn_norm.fold(w))
+                for g, w in zip(found, weights, strict=True)
+            ]
+        )
 
-    def _heads_by_vjp(self, kept: Captured, layer: int, posts: dict[str, Tensor], gradients: dict[str, Tensor], raw: Sequence[str]) -> Float[Tensor, "reader token d"]:
-        """The same by one local vector-Jacobian product a reader, from the head's q, k or v back to the projection: right also where a norm spans the heads
-        and where query heads share a key or value."""
+    def _heads_by_vjp(
+        self, kept: Captured, layer: int, posts: dict[str, Tensor], gradients: dict[str, Tensor], raw: Sequence[str]
+    ) -> Float[Tensor, "reader token d"]:
+        """The same by one local vector-Jacobian product a reader, from the head's q, k or v back to the projection:
+        right also where a norm spans the heads and where query heads share a key or value."""
         part, out = self.layers[layer], []
         for number, (name, w) in enumerate(zip("qkv", (part.w_q, part.w_k, part.w_v), strict=True)):
             source = kept.values[raw[0] if part.columns is not None else raw[number], layer]
@@ -303,7 +358,13 @@ class _Pass:
         return out
 
 
-def _add_pulled(out: Float[Tensor, "reader token d"], g: Float[Tensor, "reader token d"], norm: Norm | None, x: Float[Tensor, "token d"], weight: float) -> None:
+def _add_pulled(
+    out: Float[Tensor, "reader token d"],
+    g: Float[Tensor, "reader token d"],
+    norm: Norm | None,
+    x: Float[Tensor, "token d"],
+    weight: float,
+) -> None:
     """out += weight · Jᵀg, where J is the norm's Jacobian at x (g already folded) or the identity."""
     if norm is None:
         out.add_(g, alpha=weight)

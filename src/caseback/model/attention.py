@@ -1,8 +1,9 @@
 """The attention function caseback registers with transformers, and who listens to it.
 
-Model files call `ALL_ATTENTION_FUNCTIONS[config._attn_implementation](module, q, k, v, mask, ...)`. Under the name "caseback" that call
-comes here and goes on to the listener of the current context, or else to the model file's own eager function, so that softcaps, sinks and scalings
-stay the family's. The listener lives in a ContextVar: no state leaks between threads.
+Model files call `ALL_ATTENTION_FUNCTIONS[config._attn_implementation](module, q, k, v, mask, ...)`. Under the name
+"caseback" that call comes here and goes on to the listener of the current context, or else to the model file's own
+eager function, so that softcaps, sinks and scalings stay the family's. The listener lives in a ContextVar: no state
+leaks between threads.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ NAME = "caseback"
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of the attention function. q has H heads, k and v have the KV heads; q and k are after rotary embedding and QK-norm."""
+    """One call of the attention function. q has H heads, k and v have the KV heads; q and k are after rotary embedding
+    and QK-norm."""
 
     module: nn.Module
     q: Float[Tensor, "batch head query key_dim"]
@@ -62,7 +64,9 @@ Attend = Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
 _LISTENER: ContextVar[Attend | None] = ContextVar("caseback_attention", default=None)
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> Any:
     call = AttentionCall(module, query, key, value, attention_mask, options)
     listener = _LISTENER.get()
     return call.eager(query, key, value) if listener is None else listener(call)
@@ -74,13 +78,16 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)
 
 @contextmanager
 def listening(hf: PreTrainedModel, attend: Attend) -> Iterator[None]:
-    """Route this model's attention through `attend` while the context lasts; the implementation it had comes back afterwards."""
+    """Route this model's attention through `attend` while the context lasts; the implementation it had comes back
+    afterwards."""
     before = hf.config._attn_implementation
     token = _LISTENER.set(attend)
     try:
         hf.set_attn_implementation(NAME)
         if hf.config._attn_implementation != NAME:
-            raise FamilyError(f"{type(hf).__name__} does not take a registered attention, so q, k, v and pattern are not sites of it")
+            raise FamilyError(
+                f"{type(hf).__name__} does not take a registered attention, so q, k, v and pattern are not sites of it"
+            )
         yield
     finally:
         _LISTENER.reset(token)

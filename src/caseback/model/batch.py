@@ -1,6 +1,7 @@
 """A batch of token sequences with named spans: what a model is run on.
 
-Rows are padded on the right unless said otherwise, so position p of a row is its p-th token. A span is a token range [start, end) per row; it may be empty.
+Rows are padded on the right unless said otherwise, so position p of a row is its p-th token. A span is a token range
+[start, end) per row; it may be empty.
 """
 
 from __future__ import annotations

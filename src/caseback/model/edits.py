@@ -1,7 +1,8 @@
 """Edits: what to do with the value at a site, as data.
 
-Each edit names a site and says how the value there changes. An edit is plain frozen data (tensors included), so a plan can be printed, batched as rows of a sweep
-and sent elsewhere; only `Call` holds a function. The value an edit sees has the site's own shape, cut to its head and position.
+Each edit names a site and says how the value there changes. An edit is plain frozen data (tensors included), so a plan
+can be printed, batched as rows of a sweep and sent elsewhere; only `Call` holds a function. The value an edit sees has
+the site's own shape, cut to its head and position.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def _fit(value: Tensor, given: Tensor | float, site: str | Site) -> Tensor:
     try:
         return given.expand_as(value) if given.shape != value.shape else given
     except RuntimeError:
-        raise SiteError(f"an edit at {str(site)!r} gives a value of shape {tuple(given.shape)} where the site has {tuple(value.shape)}") from None
+        raise SiteError(
+            f"an edit at {str(site)!r} gives a value of shape {tuple(given.shape)} where the site has "
+            f"{tuple(value.shape)}"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +82,17 @@ class Patch(Edit):
 
     def new(self, value: Tensor) -> Tensor:
         if self.source.shape != value.shape:
-            raise SiteError(f"a patch at {str(self.site)!r} has shape {tuple(self.source.shape)} where the site has {tuple(value.shape)}: the two runs differ in rows or length")
+            raise SiteError(
+                f"a patch at {str(self.site)!r} has shape {tuple(self.source.shape)} where the site has "
+                f"{tuple(value.shape)}: the two runs differ in rows or length"
+            )
         return self.source.to(value)
 
 
 @dataclass(frozen=True, eq=False)
 class Ablate(Edit):
-    """Take a part away: set it to zero, to the mean of a reference over its rows, or to the reference itself (the counterfactual)."""
+    """Take a part away: set it to zero, to the mean of a reference over its rows, or to the reference itself (the
+    counterfactual)."""
 
     how: Literal["zero", "mean", "counterfactual"]
     reference: Tensor | None = None
@@ -94,7 +102,10 @@ class Ablate(Edit):
         if self.how == "zero":
             return torch.zeros_like(value)
         if self.reference is None:
-            raise SiteError(f"ablating {str(self.site)!r} by {self.how!r} needs `reference`: the values of that site in the reference runs")
+            raise SiteError(
+                f"ablating {str(self.site)!r} by {self.how!r} needs `reference`: the values of that site in the "
+                "reference runs"
+            )
         given = self.reference.mean(dim=0, keepdim=True) if self.how == "mean" else self.reference
         return _fit(value, given, self.site)
 
@@ -109,7 +120,10 @@ class Project(Edit):
 
     def new(self, value: Tensor) -> Tensor:
         if self.directions.shape[-1] != value.shape[-1]:
-            raise SiteError(f"a projection at {str(self.site)!r} has directions of {self.directions.shape[-1]} dimensions where the site has {value.shape[-1]}")
+            raise SiteError(
+                f"a projection at {str(self.site)!r} has directions of {self.directions.shape[-1]} dimensions where "
+                f"the site has {value.shape[-1]}"
+            )
         basis = torch.linalg.qr(self.directions.to(value).T).Q
         inside = (value @ basis) @ basis.T
         return inside if self.keep else value - inside
@@ -125,5 +139,8 @@ class Call(Edit):
         result = self.function(value)
         if not isinstance(result, Tensor) or result.shape != value.shape:
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise SiteError(f"the function of the edit at {str(self.site)!r} returned {got} where a tensor of shape {tuple(value.shape)} was expected")
+            raise SiteError(
+                f"the function of the edit at {str(self.site)!r} returned {got} where a tensor of shape "
+                f"{tuple(value.shape)} was expected"
+            )
         return result

@@ -36,9 +36,13 @@ class Captured:
     values: Mapping[Key, Tensor]
     logits: Float[Tensor, "batch vocab"]
 
-    def gradients(self, metric: Float[Tensor, "batch"], keys: Sequence[Key], *, keep_graph: bool = False) -> dict[Key, Tensor]:
+    def gradients(
+        self, metric: Float[Tensor, "batch"], keys: Sequence[Key], *, keep_graph: bool = False
+    ) -> dict[Key, Tensor]:
         """∂ Σ metric / ∂ value for each key; raises SiteError for a value the metric does not depend on."""
-        found = torch.autograd.grad(metric.sum(), [self.values[key] for key in keys], retain_graph=keep_graph, allow_unused=True)
+        found = torch.autograd.grad(
+            metric.sum(), [self.values[key] for key in keys], retain_graph=keep_graph, allow_unused=True
+        )
         for key, gradient in zip(keys, found, strict=True):
             if gradient is None:
                 raise SiteError(f"the metric does not depend on {Site(*key)}, so there is no gradient there")
@@ -48,19 +52,34 @@ class Captured:
 def _keep(values: dict[Key, Tensor], key: Key, embed: Tensor | None, value: Tensor) -> Tensor:
     if key == ("resid_pre", 0) and embed is not None:
         value = embed.to(value).detach().requires_grad_()
-    if key[0].endswith("_in"):  # an alias: the same tensor may go elsewhere too (parallel blocks, no norm), and only this reader's part is asked for
+    if key[
+        0
+    ].endswith(
+        "_in"
+    ):  # an alias: the same tensor may go elsewhere too (parallel blocks, no norm), and only this reader's part is asked for
         value = value.view_as(value)
     values[key] = value
-    return value.clone() if key[0].endswith("_raw") else value  # the model file may clamp a projection's output in place (OLMo)
+    return (
+        value.clone() if key[0].endswith("_raw") else value
+    )  # the model file may clamp a projection's output in place (OLMo)
 
 
-def capture(model: Model, batch: Batch, keys: Sequence[Key], *, embed: Tensor | None = None, attend: Attend | None = None) -> Captured:
-    """Run with a graph and keep the very tensors at the tapped places. `embed` replaces the stream entering block 0, `attend` the attention function."""
+def capture(
+    model: Model, batch: Batch, keys: Sequence[Key], *, embed: Tensor | None = None, attend: Attend | None = None
+) -> Captured:
+    """Run with a graph and keep the very tensors at the tapped places. `embed` replaces the stream entering block 0,
+    `attend` the attention function."""
     values: dict[Key, Tensor] = {}
     wanted: list[Key] = list(keys)
     if embed is not None and ("resid_pre", 0) not in wanted:
         wanted.append(("resid_pre", 0))
-    logits = execute(model, batch.to(model.device), {key: partial(_keep, values, key, embed) for key in wanted}, grad=True, attend=attend)
+    logits = execute(
+        model,
+        batch.to(model.device),
+        {key: partial(_keep, values, key, embed) for key in wanted},
+        grad=True,
+        attend=attend,
+    )
     assert logits is not None
     return Captured(values, logits)
 

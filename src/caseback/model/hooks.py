@@ -1,7 +1,8 @@
 """Hooks that are always taken off again.
 
-Everything caseback attaches to a model's modules goes through one context manager: when it ends, exception or not, the model is as it was.
-Three kinds: see or change what goes into a module, what comes out of it, or stand in for its `forward`.
+Everything caseback attaches to a model's modules goes through one context manager: when it ends, exception or not, the
+model is as it was. Three kinds: see or change what goes into a module, what comes out of it, or stand in for its
+`forward`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ Visit = Callable[[Tensor], Tensor]
 
 
 def first_tensor(output: Any) -> Tensor:
-    """A block's or an attention's output as a tensor: transformers returns a tensor or a tuple that starts with it, by family and version."""
+    """A block's or an attention's output as a tensor: transformers returns a tensor or a tuple that starts with it, by
+    family and version."""
     value = output[0] if isinstance(output, tuple | list) else output
     if not isinstance(value, Tensor):
-        raise FamilyError(f"a module returned {type(value).__name__} where a tensor was expected; the family's row names the wrong module")
+        raise FamilyError(
+            f"a module returned {type(value).__name__} where a tensor was expected; the family's row names the wrong "
+            "module"
+        )
     return value
 
 
@@ -34,7 +39,8 @@ def with_first_tensor(output: Any, value: Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple | list) else value
 
 
-# Hooks and taps are partials of module-level functions: a closure would be decorated anew, a millisecond each, under the tests' shape checks.
+# Hooks and taps are partials of module-level functions: a closure would be decorated anew, a millisecond each, under the
+# tests' shape checks.
 
 
 def _entering(visit: Visit, keyword: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -44,7 +50,10 @@ def _entering(visit: Visit, keyword: str, module: nn.Module, args: tuple[Any, ..
     if isinstance(kwargs.get(keyword), Tensor):
         value = visit(kwargs[keyword])
         return None if value is kwargs[keyword] else (args, kwargs | {keyword: value})
-    raise FamilyError(f"{type(module).__name__} is called without a tensor first and without {keyword!r}: the family's row does not fit")
+    raise FamilyError(
+        f"{type(module).__name__} is called without a tensor first and without {keyword!r}: the family's row does "
+        "not fit"
+    )
 
 
 def _leaving(visit: Visit, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -69,16 +78,25 @@ class Hooks(ExitStack):
     def instead_of(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """Let `forward` stand in for the module's own (an instance attribute; the class is untouched)."""
         if "forward" in vars(module):
-            raise FamilyError(f"{type(module).__name__} already has a replaced forward (another tool, or a nested run); undo that first")
+            raise FamilyError(
+                f"{type(module).__name__} already has a replaced forward (another tool, or a nested run); undo that "
+                "first"
+            )
         module.forward = forward
         self.callback(vars(module).pop, "forward")
 
 
 def refuse_compiled(module: nn.Module) -> None:
-    """Raise FamilyError for a module torch.compile has touched: hooks added after compilation never fire (pytorch#117758)."""
-    compiled = type(module).__name__ == "OptimizedModule" or any(getattr(m, "_compiled_call_impl", None) is not None for m in module.modules())
+    """Raise FamilyError for a module torch.compile has touched: hooks added after compilation never fire
+    (pytorch#117758)."""
+    compiled = type(module).__name__ == "OptimizedModule" or any(
+        getattr(m, "_compiled_call_impl", None) is not None for m in module.modules()
+    )
     if compiled:
-        raise FamilyError("this model was compiled with torch.compile, and hooks added afterwards never fire; pass the module as it was before (`model._orig_mod`)")
+        raise FamilyError(
+            "this model was compiled with torch.compile, and hooks added afterwards never fire; pass the module as "
+            "it was before (`model._orig_mod`)"
+        )
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module | None:
@@ -95,5 +113,6 @@ def module_at(root: nn.Module, path: str) -> nn.Module | None:
 
 
 def clone_unless_grad(value: Tensor) -> Tensor:
-    """A copy that in-place arithmetic of the model file cannot change (Falcon, Gemma 4); with gradients the very tensor is needed."""
+    """A copy that in-place arithmetic of the model file cannot change (Falcon, Gemma 4); with gradients the very tensor
+    is needed."""
     return value if torch.is_grad_enabled() and value.requires_grad else value.clone()

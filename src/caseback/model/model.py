@@ -37,9 +37,12 @@ class Cost:
 
 
 class Model:
-    """A causal language model to look into. Parameters and modules stay as they are; see `run`, `grad`, `sweep`, `sites`."""
+    """A causal language model to look into. Parameters and modules stay as they are; see `run`, `grad`, `sweep`,
+    `sites`."""
 
-    def __init__(self, hf: PreTrainedModel, tokenizer: Any = None, source: Source | None = None, family: Family | None = None):
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: Any = None, source: Source | None = None, family: Family | None = None
+    ):
         refuse_compiled(hf)
         self.hf = hf.eval()
         self.tokenizer = tokenizer
@@ -54,13 +57,16 @@ class Model:
         self.blocks: nn.ModuleList = self.module(self.family.blocks)  # type: ignore[assignment]
         self.n_layers = len(self.blocks)
         self.n_heads = int(self._config("num_attention_heads", "n_head", "n_heads", "num_heads"))
-        self.n_kv_heads = self.family.kv_heads or int(self._config("num_key_value_heads", "num_kv_heads", default=self.n_heads) or self.n_heads)
+        self.n_kv_heads = self.family.kv_heads or int(
+            self._config("num_key_value_heads", "num_kv_heads", default=self.n_heads) or self.n_heads
+        )
         self.d_model = int(self._config("hidden_size", "n_embd", "d_model"))
         self.d_vocab = int(self.config.vocab_size)
         self.write_scale = float(getattr(self.config, self.family.write_scale)) if self.family.write_scale else 1.0
 
     def __repr__(self) -> str:
-        return f"<Model {self.source.id}: {self.family.name}, {self.n_layers} layers × {self.n_heads} heads ({self.n_kv_heads} KV), d_model {self.d_model}>"
+        heads = f"{self.n_heads} heads ({self.n_kv_heads} KV)"
+        return f"<Model {self.source.id}: {self.family.name}, {self.n_layers} layers × {heads}, d_model {self.d_model}>"
 
     def _config(self, *names: str, default: Any = None) -> Any:
         for name in names:
@@ -91,7 +97,10 @@ class Model:
         """A module by its dotted path from the causal LM."""
         found = module_at(self.hf, path)
         if found is None:
-            raise FamilyError(f"{type(self.hf).__name__} has no module {path!r}: the row of family {self.family.name!r} does not fit it")
+            raise FamilyError(
+                f"{type(self.hf).__name__} has no module {path!r}: the row of family {self.family.name!r} does not "
+                "fit it"
+            )
         return found
 
     def attention(self, layer: int) -> nn.Module | None:
@@ -133,7 +142,11 @@ class Model:
 
     def sites(self, *patterns: str) -> list[Site]:
         """The sites that patterns select ("z.*", "resid_post.3"); all of them without a pattern."""
-        chosen = patterns or tuple(f"{name}.*" if layers else name for name, layers in self.site_layers.items() if layers or name in ("resid_final", "final_norm_out"))
+        chosen = patterns or tuple(
+            f"{name}.*" if layers else name
+            for name, layers in self.site_layers.items()
+            if layers or name in ("resid_final", "final_norm_out")
+        )
         return _run.plan_sites(self, chosen)
 
     # --- text ----------------------------------------------------------------------------------------------------------------------
@@ -157,11 +170,14 @@ class Model:
         return self._tokenizer().bos_token_id is not None and self.tokens("a")[:1] == [self._tokenizer().bos_token_id]
 
     def encode(self, texts: Sequence[str], *, side: str = "right") -> Batch:
-        """Raw texts → a padded batch. Padding changes nothing: it is masked and, on the left, positions are counted from the first real token."""
+        """Raw texts → a padded batch. Padding changes nothing: it is masked and, on the left, positions are counted
+        from the first real token."""
         empty = [i for i, text in enumerate(texts) if not self.tokens(text)]
         if not texts or empty:
             raise TaskError(f"text {empty[0] if empty else 0} has no tokens; give at least one token of text")
-        return Batch.pad([self.tokens(text) for text in texts], pad=self._tokenizer().pad_token_id or 0, side=side).to(self.device)
+        return Batch.pad([self.tokens(text) for text in texts], pad=self._tokenizer().pad_token_id or 0, side=side).to(
+            self.device
+        )
 
     def arguments(self, batch: Batch) -> dict[str, Tensor]:
         """What the model's forward is given for a batch."""
@@ -190,14 +206,17 @@ class Model:
         stop: int | None = None,
         start: Start | None = None,
     ) -> Run:
-        """Run with reads and edits: `model.run(batch, read=["z.9.6@end"], edit=[cb.Scale("mlp_out.3", 0)])`. See `caseback.model.run`."""
+        """Run with reads and edits: `model.run(batch, read=["z.9.6@end"], edit=[cb.Scale("mlp_out.3", 0)])`. See
+        `caseback.model.run`."""
         return _run.run(self, batch, read=read, edit=edit, logits=logits, stop=stop, start=start)
 
     def grad(self, batch: Batch, metric: _grad.Metric, *, at: Sequence[str | Site]) -> _grad.Gradients:
         """Gradients of `metric(logits) → [batch]` at sites."""
         return _grad.gradients(self, batch, metric, at=at)
 
-    def sweep(self, batch: Batch, plans: Sequence[Sequence[Edit]], *, rows: int = 64) -> Float[Tensor, "plan batch vocab"]:
+    def sweep(
+        self, batch: Batch, plans: Sequence[Sequence[Edit]], *, rows: int = 64
+    ) -> Float[Tensor, "plan batch vocab"]:
         """Last-token logits under each plan of edits, as batch rows."""
         return _sweep.sweep(self, batch, plans, rows=rows)
 

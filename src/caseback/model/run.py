@@ -1,7 +1,8 @@
 """Running a model with reads and edits: plan → taps → values, and nothing silent.
 
-A plan names sites to read and edits to make. Every one of them must have happened when the run ends, or it raises. A run may stop before a block and start late (the blocks
-before are skipped and a stored residual is put in), and it computes only the logits that are asked for. Positions are cut before values are kept.
+A plan names sites to read and edits to make. Every one of them must have happened when the run ends, or it raises. A
+run may stop before a block and start late (the blocks before are skipped and a stored residual is put in), and it
+computes only the logits that are asked for. Positions are cut before values are kept.
 """
 
 from __future__ import annotations
@@ -47,14 +48,17 @@ class Run:
 
     batch: Batch
     logits: Tensor | None
-    """[batch, vocab] at each row's last token, or [batch, pos, vocab], or None where the run stopped early or was not asked."""
+    """[batch, vocab] at each row's last token, or [batch, pos, vocab], or None where the run stopped early or was not
+    asked."""
     values: Mapping[str, Tensor] = field(repr=False)
 
     def __getitem__(self, site: str | Site) -> Tensor:
         try:
             return self.values[str(site)]
         except KeyError:
-            raise SiteError(f"this run did not read {str(site)!r}; it read: {', '.join(self.values) or 'nothing'}") from None
+            raise SiteError(
+                f"this run did not read {str(site)!r}; it read: {', '.join(self.values) or 'nothing'}"
+            ) from None
 
     def patch(self, site: str | Site) -> Patch:
         """The edit that puts this run's value of a site into another run."""
@@ -76,20 +80,30 @@ def _positions(site: Site, batch: Batch) -> tuple[Tensor, bool] | None:
     if site.span is None:
         index = -1 if site.position == "end" else int(site.position)
         if bool(((index if index >= 0 else -index - 1) >= lengths).any()):
-            raise SiteError(f"site {str(site)!r}: position {index} lies outside a prompt of {int(lengths.min())} tokens")
+            raise SiteError(
+                f"site {str(site)!r}: position {index} lies outside a prompt of {int(lengths.min())} tokens"
+            )
         where = first + index if index >= 0 else batch.last + 1 + index
         return where[:, None], True
     name, inner = site.span
     if name not in batch.spans:
-        raise SiteError(f"site {str(site)!r}: the batch has no span {name!r}; it has: {', '.join(batch.spans) or 'none'} (or use a token index, or 'end')")
+        raise SiteError(
+            f"site {str(site)!r}: the batch has no span {name!r}; it has: {', '.join(batch.spans) or 'none'} (or use "
+            "a token index, or 'end')"
+        )
     start, end = batch.spans[name].unbind(dim=1)
     size = end - start
     if inner is not None:
         if bool(((inner if inner >= 0 else -inner - 1) >= size).any()):
-            raise SiteError(f"site {str(site)!r}: span {name!r} has only {int(size.min())} tokens in row {int(size.argmin())}")
+            raise SiteError(
+                f"site {str(site)!r}: span {name!r} has only {int(size.min())} tokens in row {int(size.argmin())}"
+            )
         return (start + inner if inner >= 0 else end + inner)[:, None], True
     if bool((size != size[0]).any()):
-        raise SiteError(f"site {str(site)!r}: span {name!r} has {int(size.min())} to {int(size.max())} tokens in this batch; ask for one of them, as in '{name}[-1]'")
+        raise SiteError(
+            f"site {str(site)!r}: span {name!r} has {int(size.min())} to {int(size.max())} tokens in this batch; ask "
+            f"for one of them, as in '{name}[-1]'"
+        )
     return start[:, None] + torch.arange(int(size[0]), device=start.device), False
 
 
@@ -143,9 +157,11 @@ def execute(
     grad: bool = False,
     attend: Attend | None = None,
 ) -> Tensor | None:
-    """One forward pass with taps; returns the logits asked for. `attend` stands in for the attention function (`caseback.model.attention`).
+    """One forward pass with taps; returns the logits asked for. `attend` stands in for the attention function
+    (`caseback.model.attention`).
 
-    With `grad` the stream entering the first block that runs is made a leaf, so that taps see tensors with a graph. Raises SiteNotReached for a tap that was never called.
+    With `grad` the stream entering the first block that runs is made a leaf, so that taps see tensors with a graph.
+    Raises SiteNotReached for a tap that was never called.
     """
     reached: set[Key] = set()
     kept: list[Tensor] = []
@@ -155,9 +171,13 @@ def execute(
             _start_late(model, hooks, start)
         if grad:
             hooks.into(model.blocks[start.layer if start else 0], lambda value: value.detach().requires_grad_())
-        hooks.enter_context(tapped(model, {key: partial(_noted, reached, key, tap, batch.n) for key, tap in taps.items()}, attend))
+        hooks.enter_context(
+            tapped(model, {key: partial(_noted, reached, key, tap, batch.n) for key, tap in taps.items()}, attend)
+        )
         if stop is not None:
-            hooks.into(model.blocks[stop] if stop < model.n_layers else model.module(model.family.final_norm), _raise_stop)
+            hooks.into(
+                model.blocks[stop] if stop < model.n_layers else model.module(model.family.final_norm), _raise_stop
+            )
         elif logits != "all":
             rows, last = torch.arange(batch.n, device=model.device), batch.last.to(model.device)
             unembed = model.module(model.family.unembed)
@@ -170,7 +190,10 @@ def execute(
     if missing := [str(Site(*key)) for key in taps if key not in reached]:
         where = f"; the run stopped before block {stop}" if stopped else ""
         begun = f"; the run started at block {start.layer}" if start else ""
-        raise SiteNotReached(f"the run ended without reaching {', '.join(missing)}{where}{begun}; reached: {', '.join(str(Site(*k)) for k in reached) or 'nothing'}")
+        raise SiteNotReached(
+            f"the run ended without reaching {', '.join(missing)}{where}{begun}; reached: "
+            f"{', '.join(str(Site(*k)) for k in reached) or 'nothing'}"
+        )
     model.cost.forwards += batch.n
     return kept[0] if kept and logits is not None else None
 
@@ -187,7 +210,8 @@ def _raise_stop(value: Tensor) -> Tensor:
 
 
 def _start_late(model: Model, hooks: Hooks, start: Start) -> None:
-    """Blocks before `start.layer` pass their input on; the stored residual replaces what reaches that block. `model.layers` is not cut: masks are indexed by layer."""
+    """Blocks before `start.layer` pass their input on; the stored residual replaces what reaches that block.
+    `model.layers` is not cut: masks are indexed by layer."""
     if not 0 <= start.layer < model.n_layers:
         raise SiteError(f"cannot start at block {start.layer}: the model has blocks 0 to {model.n_layers - 1}")
     for block in model.blocks[: start.layer]:
@@ -196,7 +220,8 @@ def _start_late(model: Model, hooks: Hooks, start: Start) -> None:
 
 
 def passing(model: Model, change: Callable[[Tensor], Tensor] | None = None) -> Callable[..., Any]:
-    """A forward for a block that does no work: its input, changed or as it is, packed as this family's blocks return it."""
+    """A forward for a block that does no work: its input, changed or as it is, packed as this family's blocks return
+    it."""
     like = model.block_output
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -296,7 +321,8 @@ def _edited(value: Tensor, site: Site, row: RowEdit, batch: Batch) -> Tensor:
     if row.rows is None:
         return paste(value, site, batch, row.edit.new(cut(value, site, batch)))
     out = value.clone()
-    part, rows = value[row.rows], Batch(batch.ids[row.rows], batch.mask[row.rows], {n: s[row.rows] for n, s in batch.spans.items()})
+    part, spans = value[row.rows], {name: ranges[row.rows] for name, ranges in batch.spans.items()}
+    rows = Batch(batch.ids[row.rows], batch.mask[row.rows], spans)
     out[row.rows] = paste(part, site, rows, row.edit.new(cut(part, site, rows)))
     return out
 
@@ -304,8 +330,16 @@ def _edited(value: Tensor, site: Site, row: RowEdit, batch: Batch) -> Tensor:
 def _all_fired(model: Model, edit: Sequence[Edit | RowEdit], fired: list[int]) -> None:
     wanted = [number for number, _, _ in _edits(model, edit)]
     if sorted(fired) != sorted(wanted):
-        missing = sorted({str((e.edit if isinstance(e, RowEdit) else e).site) for i, e in enumerate(edit) if fired.count(i) != wanted.count(i)})
-        raise SiteNotReached(f"the edits at {', '.join(missing)} fired {len(fired)} times where {len(wanted)} were planned")
+        missing = sorted(
+            {
+                str((e.edit if isinstance(e, RowEdit) else e).site)
+                for i, e in enumerate(edit)
+                if fired.count(i) != wanted.count(i)
+            }
+        )
+        raise SiteNotReached(
+            f"the edits at {', '.join(missing)} fired {len(fired)} times where {len(wanted)} were planned"
+        )
 
 
 @contextmanager

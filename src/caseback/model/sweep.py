@@ -1,6 +1,7 @@
 """Sweeps: many plans of edits as rows of one batch, with the prefix they share computed once.
 
-Every plan is applied to every row of the batch. The blocks before the first edit are the same for all plans: they run once, and their residual stream is repeated.
+Every plan is applied to every row of the batch. The blocks before the first edit are the same for all plans: they run
+once, and their residual stream is repeated.
 """
 
 from __future__ import annotations
@@ -23,13 +24,25 @@ __all__ = ["sweep"]
 
 
 def _repeat(batch: Batch, times: int) -> Batch:
-    return Batch(batch.ids.repeat(times, 1), batch.mask.repeat(times, 1), {name: ranges.repeat(times, 1) for name, ranges in batch.spans.items()})
+    return Batch(
+        batch.ids.repeat(times, 1),
+        batch.mask.repeat(times, 1),
+        {name: ranges.repeat(times, 1) for name, ranges in batch.spans.items()},
+    )
 
 
-def sweep(model: Model, batch: Batch, plans: Sequence[Sequence[Edit]], *, rows: int = 64) -> Float[Tensor, "plan batch vocab"]:
+def sweep(
+    model: Model, batch: Batch, plans: Sequence[Sequence[Edit]], *, rows: int = 64
+) -> Float[Tensor, "plan batch vocab"]:
     """Last-token logits of every plan on every row; at most `rows` sequences run at a time."""
     batch = batch.to(model.device)
-    first = [min((site.layer for edit in plan for site in plan_sites(model, [edit.site]) if site.layer is not None), default=0) for plan in plans]
+    first = [
+        min(
+            (site.layer for edit in plan for site in plan_sites(model, [edit.site]) if site.layer is not None),
+            default=0,
+        )
+        for plan in plans
+    ]
     order = sorted(range(len(plans)), key=lambda i: first[i])
     at_once = max(1, rows // batch.n)
     found: list[Tensor | None] = [None] * len(plans)
@@ -39,9 +52,17 @@ def sweep(model: Model, batch: Batch, plans: Sequence[Sequence[Edit]], *, rows: 
         many = _repeat(batch, len(chosen))
         start = None
         if layer > 0:
-            prefix = run(model, batch, read=[f"resid_pre.{layer}"], logits=None, stop=layer + 1 if layer + 1 < model.n_layers else None)
+            prefix = run(
+                model,
+                batch,
+                read=[f"resid_pre.{layer}"],
+                logits=None,
+                stop=layer + 1 if layer + 1 < model.n_layers else None,
+            )
             start = Start(layer, prefix[f"resid_pre.{layer}"].repeat(len(chosen), 1, 1))
-        edits = [RowEdit(edit, slice(k * batch.n, (k + 1) * batch.n)) for k, i in enumerate(chosen) for edit in plans[i]]
+        edits = [
+            RowEdit(edit, slice(k * batch.n, (k + 1) * batch.n)) for k, i in enumerate(chosen) for edit in plans[i]
+        ]
         logits = run(model, many, edit=edits, start=start).logits
         assert logits is not None
         for k, i in enumerate(chosen):

@@ -1,7 +1,8 @@
 """Where each site lies in the running model: from (name, layer) to the hook that visits it.
 
-A tap is a function tensor → tensor, called with the whole value of a site (all heads, all positions) and returning what the model shall go on with. Hooks are
-installed only for the sites that are tapped; attention's inner sites go through the registered attention function, and only then is it switched on.
+A tap is a function tensor → tensor, called with the whole value of a site (all heads, all positions) and returning what
+the model shall go on with. Hooks are installed only for the sites that are tapped; attention's inner sites go through
+the registered attention function, and only then is it switched on.
 """
 
 from __future__ import annotations
@@ -37,13 +38,24 @@ def site_layers(model: Model) -> dict[str, tuple[int, ...]]:
     every = tuple(range(model.n_layers))
     attending = tuple(l for l in every if model.attention(l) is not None)
     with_mlp = tuple(l for l in every if family.mlp and module_at(model.blocks[l], family.mlp) is not None)
-    layers: dict[str, tuple[int, ...]] = {"resid_pre": every, "resid_post": every, "resid_final": (), "final_norm_out": ()}
+    layers: dict[str, tuple[int, ...]] = {
+        "resid_pre": every,
+        "resid_post": every,
+        "resid_final": (),
+        "final_norm_out": (),
+    }
     layers["attn_out"] = tuple(l for l in every if module_at(model.blocks[l], family.writes[0]) is not None)
-    layers["mlp_out"] = tuple(l for l in every if len(family.writes) > 1 and module_at(model.blocks[l], family.writes[1]) is not None)
+    layers["mlp_out"] = tuple(
+        l for l in every if len(family.writes) > 1 and module_at(model.blocks[l], family.writes[1]) is not None
+    )
     layers["resid_mid"] = () if family.parallel else layers["attn_out"]
-    layers["attn_in"] = tuple(l for l in attending if family.attn_norm and module_at(model.blocks[l], family.attn_norm) is not None)
+    layers["attn_in"] = tuple(
+        l for l in attending if family.attn_norm and module_at(model.blocks[l], family.attn_norm) is not None
+    )
     layers["mlp_in"] = with_mlp
-    layers["mlp_hidden"] = tuple(l for l in every if family.down_proj and module_at(model.blocks[l], family.down_proj) is not None)
+    layers["mlp_hidden"] = tuple(
+        l for l in every if family.down_proj and module_at(model.blocks[l], family.down_proj) is not None
+    )
     layers["z"] = tuple(l for l in attending if model.o_proj(l) is not None)
     layers |= {name: attending if family.attention == "registered" else () for name in ATTENTION_SITES}
     return layers
@@ -51,7 +63,8 @@ def site_layers(model: Model) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def tapped(model: Model, taps: Mapping[Key, Tap], attend: Attend | None = None) -> Iterator[None]:
-    """The model with these taps in place, or with `attend` as its attention (then no site inside attention may be tapped)."""
+    """The model with these taps in place, or with `attend` as its attention (then no site inside attention may be
+    tapped)."""
     with Hooks() as hooks:
         inner = {key: tap for key, tap in taps.items() if key[0] in ATTENTION_SITES}
         assert not (inner and attend), "one listener at a time"
@@ -115,7 +128,8 @@ def _scaled(tap: Tap, value: Tensor, scale: float) -> Tensor:
 
 
 def _mid(hooks: Hooks, block: nn.Module, writer: nn.Module, tap: Tap, scale: float) -> None:
-    """resid_mid = resid_pre + attention's write: an edit of it is an edit of the write, so that the stream itself changes."""
+    """resid_mid = resid_pre + attention's write: an edit of it is an edit of the write, so that the stream itself
+    changes."""
     entering: list[Tensor] = []
     hooks.into(block, partial(_remember, entering))
     hooks.out_of(writer, partial(_leave_mid, entering, tap, scale))
@@ -154,5 +168,7 @@ def _attend(call: AttentionCall, taps: Mapping[Key, Tap]) -> tuple[Tensor, Tenso
 def check_supported(model: Model, name: str) -> None:
     """Raise FamilyError where the family cannot offer a kind of site, with its reason."""
     if name in ATTENTION_SITES and model.family.attention != "registered":
-        raise FamilyError(f"{model.family.name} has no sites {', '.join(ATTENTION_SITES)}: {model.family.why_not or 'its attention does not call the attention interface'}")
-
+        raise FamilyError(
+            f"{model.family.name} has no sites {', '.join(ATTENTION_SITES)}: "
+            f"{model.family.why_not or 'its attention does not call the attention interface'}"
+        )
