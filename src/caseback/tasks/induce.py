@@ -96,15 +96,18 @@ def induce_units(prompts: Sequence[Sequence[Unit]], *, name: str, config: Induce
     stem = stem_of(prompts)
     prompts = [merged(prompt, stem) for prompt in prompts]
     lexicon = lexicon_of(prompts, stem)
-    inner = [prompt[:-1] for prompt in prompts]  # the last unit is the last span, whatever it is
-    anchors = _align(inner, [mentions(prompt, lexicon) for prompt in prompts], config)
+    # a prompt that cannot be compared with its counterfactual has no say, unless most are such
+    compared = [prompt for prompt in prompts if prompt[0].changed is not None]
+    told = compared if len(compared) > len(prompts) / 2 else prompts
+    inner = [prompt[:-1] for prompt in told]  # the last unit is the last span, whatever it is
+    anchors = _align(inner, [mentions(prompt, lexicon) for prompt in told], config)
     columns = _columns(_cut(anchors, inner, config), inner, config)
     whole = [i for i in range(len(inner)) if all(column.at[i] is not None for column in columns)]
     if len(whole) < 2:
         raise SchemaError("the prompts share no plan by which spans could be told; give prompts of one task")
     cuts = [[_start(column.at[i]) for column in columns] + [len(inner[i])] for i in whole]
-    schema = _named(name, columns, [prompts[i] for i in whole], cuts, config)
-    aligner = fit(schema, [prompts[i] for i in whole], cuts, lexicon)
+    schema = _named(name, columns, [told[i] for i in whole], cuts, config)
+    aligner = fit(schema, [told[i] for i in whole], cuts, lexicon)
     for _ in range(config.rounds):
         learned = fit(schema, prompts, [cuts_of(aligner, prompt) for prompt in prompts], lexicon)
         if learned == aligner:

@@ -14,7 +14,7 @@ Invariant: units cover the tokens in order, each token in one unit; the lexicon 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -200,13 +200,19 @@ def lexicon_of(prompts: Sequence[Sequence[Unit]], stem: int = 0) -> Lexicon:
         present.update(times.keys())
         differing.update(changed)
         marked.update(word for word, n in times.items() if n > 1 or word in changed)
-    share = {word: marked[word] / n for word, n in present.items()}
-    replaced, weight = Counter[str](), defaultdict[str, float](float)
-    for (word, other), n in swapped.items():
+    replaced = Counter[str]()
+    for (word, _), n in swapped.items():
         replaced[word] += n
-        weight[word] += n * share[other]
+    share = {word: marked[word] / n for word, n in present.items()}
+    for _ in range(
+        2
+    ):  # a word like those that replace it, and like those that replace these: what fills a place is a kind
+        mean = dict.fromkeys(replaced, 0.0)
+        for (word, other), n in swapped.items():
+            mean[word] += share[other] * n / replaced[word]
+        share |= mean
     content = {word for word, n in differing.items() if n >= CONTENT * present[word]}
-    content |= {w for w, n in replaced.items() if n >= FILLER * seen[w] and weight[w] >= CONTENT * n}
+    content |= {w for w, n in replaced.items() if n >= FILLER * seen[w] and share[w] >= CONTENT}
     return Lexicon(known=frozenset(present), content=frozenset(w for w in content if w[:1].isalnum()), stem=stem)
 
 
