@@ -344,7 +344,8 @@ class _Block:
             from_stream = torch.tensor(run.plan.from_stream[s, chosen], device=now.device)
             base = torch.stack([before[tokens], now[tokens]])[from_stream.long()]
             run.add(base, s, tokens, chosen, 0, run.graph.writer(self.layer, 0))
-            self.seen[s] = base[n_heads:]
+            if len(chosen) > n_heads:
+                self.seen[s] = base[n_heads:]
             if active[s, chosen[:n_heads]].any():
                 parts.append(base[:n_heads])
                 where.append(torch.arange(tokens.start, tokens.stop, device=now.device))
