@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 from caseback.core.errors import EndpointError, SchemaError
 from caseback.model.chat import EmptyAnswer, Message, Reply, Scripted, Usage
+from caseback.tasks.aligner import lay_on, learn
+from caseback.tasks.pair import Pair
 from caseback.tasks.propose import ANSWER_LIMIT, ProposeConfig, _kind, json_object, propose
 from caseback.tasks.schema import problems
+from caseback.tasks.task import Task
 
 NAMES = ["Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal"]
 PROMPTS = [f"{a} saw {b} , so {b} waved to" for a in NAMES for b in NAMES if a != b]
@@ -25,6 +28,31 @@ SCHEMA = {name: f"what is {name}" for name in SPANS}
 
 def words(text: str) -> list[tuple[int, int]]:
     return [(m.start(), m.end()) for m in re.finditer(r"\S+", text)]
+
+
+class Words:
+    """A tokenizer whose tokens are words, with a BOS."""
+
+    name = "words"
+    bos = True
+
+    def tokens(self, text: str) -> list[int]:
+        return list(range(len(words(text)) + 1))
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        return [(0, 0), *words(text)]
+
+    def logits(self, batch: Any) -> Any:
+        raise AssertionError("not asked")
+
+
+def task(prompts: Sequence[str]) -> Task:
+    return Task(
+        name="waves",
+        pairs=tuple(
+            Pair(clean=p, counterfactual=p.replace(" saw ", " met "), answers=(" x",), foils=(" y",)) for p in prompts
+        ),
+    )
 
 
 def divided(prompt: str) -> dict[str, str]:
@@ -58,7 +86,7 @@ class Oracle:
 
 def test_a_schema_is_generated_unified_applied_and_accepted() -> None:
     oracle = Oracle()
-    proposal = propose(PROMPTS, words, oracle)
+    proposal = propose(task(PROMPTS), Words(), oracle)
     assert proposal.accepted
     assert proposal.successful
     assert proposal.valid == proposal.n == len(PROMPTS)
@@ -86,22 +114,40 @@ def test_a_schema_is_generated_unified_applied_and_accepted() -> None:
     assert "at least one token" in generate[0]
 
 
+def test_the_proposed_spans_take_the_place_of_a_tasks_own_and_train_an_aligner() -> None:
+    asked = task(PROMPTS)
+    proposal = propose(asked, Words(), Oracle(lambda stage, count, a: "no" if stage == "apply" and count < 3 else a))
+    laid = proposal.on(asked)
+    assert laid.task.n == len(PROMPTS) - 1
+    assert list(laid.dropped.values()) == ["no valid spans"]
+    again = lay_on(learn(laid.task, Words()), asked, Words())
+    assert again.task.n == len(PROMPTS)
+    assert not again.dropped
+    for pair in again.task.pairs:
+        assert [text.strip() for _, text in pair.pieces] == list(divided(pair.clean).values())
+    with pytest.raises(SchemaError, match="no schema for 'waves' was accepted in 1 rounds"):
+        propose(asked, Words(), Oracle(lambda *_: "no"), config=ProposeConfig(rounds=1)).on(asked)
+
+
 def test_the_same_answers_give_the_same_proposal() -> None:
     def half(stage: str, count: int, answer: str) -> str:
         return "no" if stage == "apply" and count % 7 == 0 else answer
 
-    assert propose(PROMPTS, words, Oracle(half)).to_dict() == propose(PROMPTS, words, Oracle(half)).to_dict()
+    assert (
+        propose(task(PROMPTS), Words(), Oracle(half)).to_dict()
+        == propose(task(PROMPTS), Words(), Oracle(half)).to_dict()
+    )
 
 
 def test_the_mask_is_shown_while_the_schema_is_made() -> None:
     oracle = Oracle()
     masks = [[i in (0, 2, 5) for i in range(8)] for _ in PROMPTS]
-    propose(PROMPTS, words, oracle, masks=masks)
+    propose(task(PROMPTS), Words(), oracle, masks=masks)
     assert '"Mask": [["' in oracle.asked[0][1]
     assert "Never mention the mask" in oracle.asked[3][1]
     assert "Mask" not in oracle.asked[4][1]
     with pytest.raises(SchemaError, match="one value for every token"):
-        propose(PROMPTS, words, oracle, masks=masks[:-1])
+        propose(task(PROMPTS), Words(), oracle, masks=masks[:-1])
 
 
 def test_a_broken_answer_is_asked_for_again_with_the_rules_it_broke() -> None:
@@ -109,7 +155,7 @@ def test_a_broken_answer_is_asked_for_again_with_the_rules_it_broke() -> None:
         return answer.replace('"end": "to"', '"end": ""') if stage == "apply" and count == 0 else answer
 
     oracle = Oracle(first_wrong)
-    proposal = propose(PROMPTS[:15], words, oracle)
+    proposal = propose(task(PROMPTS[:15]), Words(), oracle)
     assert proposal.valid == 15
     assert proposal.calls["apply"] == 16
     assert sum(proposal.errors.values()) >= 1
@@ -125,8 +171,8 @@ def test_a_schema_is_accepted_by_its_error_rate() -> None:
         return lambda stage, count, answer: "{}" if stage == "apply" and count < 3 * n else answer
 
     config = ProposeConfig(rounds=1)
-    assert propose(PROMPTS, words, Oracle(bad(3)), config=config).accepted  # 3 of 15 = 20 %
-    refused = propose(PROMPTS, words, Oracle(bad(4)), config=config)
+    assert propose(task(PROMPTS), Words(), Oracle(bad(3)), config=config).accepted  # 3 of 15 = 20 %
+    refused = propose(task(PROMPTS), Words(), Oracle(bad(4)), config=config)
     assert not refused.accepted
     assert refused.valid == 0
     assert refused.schema is None
@@ -138,7 +184,7 @@ def test_a_run_is_successful_by_its_share_of_valid_prompts_and_drops_are_counted
     def bad(stage: str, count: int, answer: str) -> str:
         return "nothing" if stage == "apply" and 15 <= count < 15 + 3 * 6 else answer
 
-    proposal = propose(PROMPTS, words, Oracle(bad))
+    proposal = propose(task(PROMPTS), Words(), Oracle(bad))
     assert proposal.accepted
     assert proposal.n == 56
     assert proposal.valid == 50
@@ -154,7 +200,7 @@ def test_empty_spans_are_allowed_after_five_failed_rounds() -> None:
         return json.dumps({**pieces, "joint": "", "again": pieces["joint"] + " " + pieces["again"]})
 
     oracle = Oracle(empty)
-    proposal = propose(PROMPTS[:15], words, oracle)
+    proposal = propose(task(PROMPTS[:15]), Words(), oracle)
     assert [r.allow_empty for r in proposal.rounds] == [False] * 5 + [True]
     assert proposal.successful
     assert proposal.calls == {"generate": 18, "unify": 6, "apply": 5 * 15 * 3 + 15}
@@ -165,7 +211,9 @@ def test_empty_spans_are_allowed_after_five_failed_rounds() -> None:
 
 
 def test_rounds_are_bounded() -> None:
-    proposal = propose(PROMPTS, words, Oracle(lambda stage, count, answer: "no"), config=ProposeConfig(rounds=4))
+    proposal = propose(
+        task(PROMPTS), Words(), Oracle(lambda stage, count, answer: "no"), config=ProposeConfig(rounds=4)
+    )
     assert not proposal.accepted
     assert len(proposal.rounds) == 4
     assert proposal.calls == {"generate": 12}
@@ -194,7 +242,9 @@ def test_rounds_are_bounded() -> None:
     ],
 )
 def test_a_schema_that_cannot_be_read_is_refused(answer: str, kind: str) -> None:
-    proposal = propose(PROMPTS, words, Oracle(lambda stage, count, _: answer), config=ProposeConfig(rounds=1, tries=1))
+    proposal = propose(
+        task(PROMPTS), Words(), Oracle(lambda stage, count, _: answer), config=ProposeConfig(rounds=1, tries=1)
+    )
     assert not proposal.accepted
     assert kind.split()[-1] in next(iter(proposal.errors))
 
@@ -215,8 +265,8 @@ def test_a_schema_that_cannot_be_read_is_refused(answer: str, kind: str) -> None
 )
 def test_pieces_that_make_no_sense_are_broken_rules(answer: str) -> None:
     proposal = propose(
-        PROMPTS,
-        words,
+        task(PROMPTS),
+        Words(),
         Oracle(lambda stage, count, good: answer if stage == "apply" else good),
         config=ProposeConfig(rounds=1),
     )
@@ -234,11 +284,11 @@ def test_an_empty_answer_is_a_failed_try_and_a_dead_endpoint_is_the_end() -> Non
         ) -> Reply:
             raise EmptyAnswer("nothing came")
 
-    proposal = propose(PROMPTS, words, Silent(), config=ProposeConfig(rounds=1))
+    proposal = propose(task(PROMPTS), Words(), Silent(), config=ProposeConfig(rounds=1))
     assert proposal.errors == {"the answer is empty": 3}
     assert proposal.unmetered == 3
     with pytest.raises(EndpointError, match="script has 0 answers"):
-        propose(PROMPTS, words, Scripted([]))
+        propose(task(PROMPTS), Words(), Scripted([]))
 
 
 def test_an_answer_that_was_cut_off_says_so() -> None:
@@ -250,7 +300,7 @@ def test_an_answer_that_was_cut_off_says_so() -> None:
         ) -> Reply:
             return Reply(text='{"first": "the fi', truncated=True)
 
-    proposal = propose(PROMPTS, words, Cut(), config=ProposeConfig(rounds=1, max_tokens=9))
+    proposal = propose(task(PROMPTS), Words(), Cut(), config=ProposeConfig(rounds=1, max_tokens=9))
     assert any("cut off after # tokens" in kind for kind in proposal.errors)
     assert proposal.unmetered == 3
 
@@ -263,7 +313,7 @@ def test_a_span_boundary_inside_a_token_is_refused() -> None:
             else good
         )
 
-    proposal = propose(PROMPTS, words, Oracle(spoil), config=ProposeConfig(rounds=1))
+    proposal = propose(task(PROMPTS), Words(), Oracle(spoil), config=ProposeConfig(rounds=1))
     assert not proposal.accepted
     assert any("the token" in kind for kind in proposal.errors)
 
@@ -297,4 +347,4 @@ def test_a_config_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_too_few_prompts_are_refused() -> None:
     with pytest.raises(SchemaError, match="3 groups of 5 examples, and there are 14"):
-        propose(PROMPTS[:14], words, Oracle())
+        propose(task(PROMPTS[:14]), Words(), Oracle())

@@ -27,19 +27,19 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from caseback.core.errors import SchemaError
 from caseback.core.progress import Progress, silent
 from caseback.model.chat import Chat, EmptyAnswer, Message
+from caseback.tasks.aligner import Laid
+from caseback.tasks.encode import LanguageModel
 from caseback.tasks.schema import Schema, Span, apply_pieces, problems
+from caseback.tasks.task import Task
 
 __all__ = ["Proposal", "ProposeConfig", "Round", "json_object", "propose"]
-
-Offsets = Callable[[str], Sequence[tuple[int, int]]]
-"""Prompt → character range of each of its tokens, without a BOS."""
 
 ANSWER_LIMIT = 32_768
 """Longest answer that is read, in characters."""
@@ -139,6 +139,16 @@ class Proposal:
         """Whether enough prompts have valid spans for the schema to be used."""
         return self.accepted and self.valid >= self.config.min_valid * self.n
 
+    def on(self, task: Task) -> Laid:
+        """The task that was asked about, with the proposed spans in place of its own; raises SchemaError without any."""
+        if self.schema is None or not self.valid:
+            raise SchemaError(f"no schema for {task.name!r} was accepted in {len(self.rounds)} rounds")
+        pairs = zip(task.pairs, self.spans, strict=True)
+        return Laid(
+            task=replace(task, schema=self.schema, pairs=tuple(replace(p, spans=s) for p, s in pairs if s is not None)),
+            dropped={p.clean: "no valid spans" for p, s in zip(task.pairs, self.spans, strict=True) if s is None},
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The record as plain data for JSON; the spans are left to a task file."""
         return {
@@ -169,30 +179,31 @@ class Proposal:
 
 
 def propose(
-    prompts: Sequence[str],
-    offsets: Offsets,
+    task: Task,
+    model: LanguageModel,
     chat: Chat,
     *,
-    name: str = "proposed",
     masks: Sequence[Sequence[bool]] | None = None,
     config: ProposeConfig | None = None,
     progress: Progress = silent,
 ) -> Proposal:
-    """Ask `chat` for a schema of the prompts and lay it on them.
+    """Ask `chat` for a schema of the task's prompts and lay it on them.
 
-    `masks[i][t]` says whether token t of prompt i is salient; they are shown while the schema is made. Costs
-    `groups + 1` calls a round and at least one a prompt.
+    Of `model` only the tokenizer is used. `masks[i][t]` says whether token t (without BOS) of prompt i is salient; they
+    are shown while the schema is made. Costs `groups + 1` calls a round and at least one a prompt.
     """
     config = config or ProposeConfig()
     wanted = config.groups * config.per_group
+    prompts = [pair.clean for pair in task.pairs]
     if len(prompts) < wanted:
         raise SchemaError(
             f"proposing reads {config.groups} groups of {config.per_group} examples, and there are "
             f"{len(prompts)} prompts; give {wanted} or ask for fewer"
         )
-    ranges = [list(offsets(prompt)) for prompt in prompts]
+    ranges = [model.offsets(prompt)[int(model.bos) :] for prompt in prompts]
     if masks is not None and [len(mask) for mask in masks] != [len(r) for r in ranges]:
         raise SchemaError("masks must have one value for every token of every prompt")
+    name = f"{task.name} (proposed)"
     chosen = tuple(sorted(random.Random(config.seed).sample(range(len(prompts)), wanted)))
     session = _Session(chat, config)
 
