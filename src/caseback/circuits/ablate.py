@@ -260,7 +260,7 @@ class _Forward:
             delta = self.delta[first:stop, tokens]
         else:
             chosen = torch.tensor(writers, device=base.device)
-            delta = self.delta[first:stop][chosen][:, tokens]
+            delta = self.delta[first:stop, tokens][chosen]
             weights = weights[:, chosen]
         base.view(len(base), -1).addmm_(weights, delta.flatten(1))
         return base
