@@ -94,22 +94,22 @@ def _add(values: Float[np.ndarray, "3 part writer reader"], flows: Flows, part: 
     delta = flows.delta.transpose(0, 1)  # [token, writer, d]
     n = flows.metric.shape[0]
 
-    def put(scores: torch.Tensor, rows: torch.Tensor, readers: slice) -> None:
-        """scores [token, writer, reader] of prompts `rows`."""
-        empty = scores.new_zeros((n, *scores.shape[1:]))
-        sum_abs = empty.index_add(0, rows, scores.abs())
-        abs_sum = empty.index_add(0, rows, scores).abs()
-        max_abs = empty.index_reduce(0, rows, scores.abs(), "amax")
-        for i, by_prompt in enumerate((sum_abs, abs_sum, max_abs)):
+    def put(scores: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, readers: slice) -> None:
+        """scores [token, writer, reader] of the tokens at `places` of prompts `rows`."""
+        grid = scores.new_zeros((n, int(places.max()) + 1, *scores.shape[1:]))
+        grid[rows, places] = scores
+        size = grid.abs()
+        for i, by_prompt in enumerate((size.sum(dim=1), grid.sum(dim=1).abs(), size.amax(dim=1))):
             for p in range(values.shape[1]):
                 values[i, p, : scores.shape[1], readers] += by_prompt[part == p].sum(dim=0).double().cpu().numpy()
 
     for layer in range(graph.n_layers):
         readers = slice(layer * graph.readers_per_layer, (layer + 1) * graph.readers_per_layer)
         before = graph.writer(layer)
-        put(delta[:, :before] @ flows.gradient[readers].permute(1, 2, 0), layout.rows, readers)
+        put(delta[:, :before] @ flows.gradient[readers].permute(1, 2, 0), layout.rows, layout.places, readers)
     last = torch.einsum("bwd,bd->bw", delta[layout.last], flows.final)[..., None]
-    put(last, torch.arange(n, device=last.device), slice(graph.logits, graph.logits + 1))
+    each = torch.arange(n, device=last.device)
+    put(last, each, torch.zeros_like(each), slice(graph.logits, graph.logits + 1))
 
 
 def compare(found: Aggregates, *, shares: tuple[float, ...] = (0.01, 0.05, 0.1)) -> tuple[Row, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Checkpoint:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Stages(Protocol):
     """Where a method's stages are computed."""
 
