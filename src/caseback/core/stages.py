@@ -1,7 +1,8 @@
 """Stages: how a long method says what can be saved, without knowing whether anything is.
 
-A method computes through `stage` (one step) or `fold` (many steps, the state saved after each). In a study the run's folder carries them out and
-a killed run goes on from the last step; called directly, `InMemory` just computes. A step depends on nothing but the state and its number, so both give the same.
+A method computes through `stage` (one step) or `fold` (many steps, the state saved after each). In a study the run's
+folder carries them out and a killed run goes on from the last step; called directly, `InMemory` just computes. A step
+depends on nothing but the state and its number, so both give the same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ __all__ = ["Checkpoint", "InMemory", "Stages"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a stage leaves: arrays, and anything else as JSON (numbers that are not finite become None there; keep them in arrays)."""
+    """What a stage leaves: arrays, and anything else as JSON (numbers that are not finite become None there; keep them
+    in arrays)."""
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)

@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from caseback.circuits.describe import describe
 from caseback.circuits.discover import Discovery
 from caseback.circuits.graph import Graph
+from caseback.core.provenance import environment
 from caseback.core.stages import Checkpoint
 from caseback.show.payload import MAX_EDGES, MAX_PROMPTS, validate
 from caseback.show.report import fragment, page
-from caseback.study.spec import environment, plain
+from caseback.study.spec import plain
 from caseback.study.store import Record
 
 __all__ = ["Ends", "circuit_payload", "edge_ends", "notebook", "payload_of", "report"]
