@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caseback.core.errors import SchemaError
@@ -120,6 +120,7 @@ def test_a_character_of_several_tokens() -> None:
     st.lists(st.sampled_from(["left", " and", " right", " 17", ",", "\n\n", " ?", "日", " "]), min_size=2, max_size=12),
     st.data(),
 )
+@settings(deadline=None)
 def test_any_cut_at_tokens_comes_back(words: list[str], data: st.DataObject) -> None:
     """Token ranges → characters → pieces → characters → token ranges."""
     reader, prompt = Reader(), "".join(words) + " =>"
@@ -143,6 +144,7 @@ def test_any_cut_at_tokens_comes_back(words: list[str], data: st.DataObject) -> 
         lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=6), x, max_size=4),
     ),
 )
+@settings(deadline=None)
 def test_anything_is_judged_and_nothing_breaks(prompt: str, pieces: object) -> None:
     assert isinstance(problems(ECHO, prompt, pieces), list)
 

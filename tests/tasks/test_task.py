@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caseback.core.errors import TaskError
@@ -41,6 +41,7 @@ pairs_of_few_prompts = st.lists(
 
 
 @given(pairs_of_few_prompts, st.floats(0.1, 0.9), st.data())
+@settings(deadline=None)
 def test_no_prompt_on_both_sides(numbers: list[tuple[int, int]], share: float, data: st.DataObject) -> None:
     whole = task(*(pair(a, b) for a, b in numbers), discovery_share=share)
     sides = {side: [one for one in whole.pairs if one.split == side] for side in ("discovery", "held_out")}
@@ -87,6 +88,7 @@ def test_a_given_split_must_not_leak() -> None:
 
 
 @given(st.integers(2, 30), st.floats(0.1, 0.9), st.data())
+@settings(deadline=None)
 def test_take_keeps_the_proportion(size: int, share: float, data: st.DataObject) -> None:
     whole = task(*(pair(i, f"x{i}") for i in range(size)), discovery_share=share)
     n = data.draw(st.integers(1, size))

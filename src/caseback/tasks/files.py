@@ -28,10 +28,10 @@ from caseback.core.errors import CasebackError, TaskError
 from caseback.tasks import library, peap
 from caseback.tasks.encode import LanguageModel, MetricName
 from caseback.tasks.pair import Pair, Split
-from caseback.tasks.schema import Schema, Span, apply_pieces, kind_of
+from caseback.tasks.schema import Schema, Span, apply_pieces, encodable, kind_of
 from caseback.tasks.task import Task
 
-__all__ = ["CSV", "JSONL", "is_file", "needs_model", "read_task", "write_task"]
+__all__ = ["CSV", "JSONL", "is_file", "needs_model", "read_task", "write_task", "write_text"]
 
 JSONL = (".jsonl", ".ndjson", ".json")
 CSV = (".csv",)
@@ -124,6 +124,11 @@ def write_task(task: Task, path: str | os.PathLike[str], *, model: LanguageModel
     if suffix in CSV and model is None:
         raise TaskError("a CSV counts tokens, so writing it takes a model; give one (--model on the command line)")
     text = peap.render(task, model) if suffix in CSV and model is not None else _render(task)
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
@@ -214,8 +219,8 @@ def _header(data: dict[str, Any], row: int) -> dict[str, Any]:
             raise TaskError(
                 f"row {row}: the header's {field!r} is {kind_of(value)}; it must be {kind_of(kinds[field][0]())}"
             )
-        if isinstance(value, str):
-            _encodable(value, field, row)
+        if isinstance(value, str) and not encodable(value):
+            raise TaskError(f"row {row}: {field!r} holds half of a surrogate pair, which is no character; remove it")
     if not data["task"].strip():
         raise TaskError(f"row {row}: the header's 'task' is empty; give the task a name")
     if data.get("metric", "logit_diff") not in get_args(MetricName):
@@ -321,15 +326,6 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         row = data[: error.start].count(b"\n") + 1
         raise TaskError(f"row {row}: the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
-
-
-def _encodable(text: str, field: str, row: int) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise TaskError(
-            f"row {row}: {field!r} holds half of a surrogate pair, which is no character; remove it"
-        ) from None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from caseback.core.errors import TaskError
-from caseback.tasks.schema import Span
+from caseback.tasks.schema import Span, encodable
 
 __all__ = ["Pair", "Split"]
 
@@ -48,7 +48,7 @@ class Pair:
                 raise TaskError(f"{where}: '{name}' is empty; write the prompt, or texts as they continue it (' Mary')")
             if len(set(texts)) < len(texts):
                 raise TaskError(f"{where}: '{name}' holds {max(texts, key=texts.count)!r} twice; name each once")
-            if not all(_encodable(text) for text in texts):
+            if not all(encodable(text) for text in texts):
                 raise TaskError(f"{where}: '{name}' holds half of a surrogate pair, which is no character; remove it")
         if not self.clean.strip() or not self.counterfactual.strip():
             raise TaskError(f"{where}: a prompt is nothing but white space; write the prompt")
@@ -83,11 +83,3 @@ class Pair:
     def pieces(self) -> tuple[tuple[str, str], ...]:
         """(span name, its text), in order; the texts make up the clean prompt."""
         return tuple((name, self.clean[start:end]) for name, start, end in self.spans)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -114,10 +114,10 @@ def render(task: Task, model: LanguageModel) -> str:
         if value != default
     }
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
+    csv.writer(out, lineterminator="\n").writerow(
         ["prompt", "counterfactual", "correct_token", "wrong_token", "split", *meta, *task.schema.spans, "length"]
     )
+    rows = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a lone carriage return must be quoted
     for place, pair in enumerate(task.pairs):
         try:
             ranges = token_ranges(pair.clean, _offsets(model, pair.clean), pair.spans)
@@ -125,7 +125,7 @@ def render(task: Task, model: LanguageModel) -> str:
             raise TaskError(f"pair {place + 1}: 'spans': {error}") from None
         firsts = [start + 1 for start, _ in ranges]
         cells = [pair.clean, pair.counterfactual, _cell(pair.answers), _cell(pair.foils), pair.split]
-        writer.writerow([*cells, *meta.values(), *firsts, ranges[-1][1] + 1])
+        rows.writerow([*cells, *meta.values(), *firsts, ranges[-1][1] + 1])
     return out.getvalue()
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from caseback.core.errors import SchemaError
 
-__all__ = ["BOS", "Schema", "Span", "apply_pieces", "kind_of", "problems", "token_ranges"]
+__all__ = ["BOS", "Schema", "Span", "apply_pieces", "encodable", "kind_of", "problems", "token_ranges"]
 
 BOS = "bos"
 """The span of a beginning-of-sequence token that a tokenizer puts before the text; in no schema, first in a batch."""
@@ -65,6 +65,10 @@ class Schema:
                 raise SchemaError(
                     f"the schema {self.name!r} has two spans named {name!r}; names must be distinct, as in 'the_1', 'the_2'"
                 )
+        if not all(encodable(text) for text in (self.name, *self.descriptions.values())):
+            raise SchemaError(
+                f"the schema {self.name!r} holds half of a surrogate pair, which is no character; remove it"
+            )
         for name in self.descriptions:
             if name not in self.spans:
                 raise SchemaError(
@@ -245,6 +249,15 @@ def _tokens(count: int) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def encodable(text: str) -> bool:
+    """Whether the text is made of characters alone; JSON can smuggle halves of surrogate pairs into a string."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def kind_of(value: object) -> str:
