@@ -98,6 +98,12 @@ class Ablate(Edit):
     reference: Tensor | None = None
     """Values of the same site in reference runs; needed unless `how` is "zero"."""
 
+    def __post_init__(self) -> None:
+        if self.how not in ("zero", "mean", "counterfactual"):
+            raise SiteError(
+                f"{str(self.site)!r} cannot be ablated by {self.how!r}; there are: zero, mean, counterfactual"
+            )
+
     def new(self, value: Tensor) -> Tensor:
         if self.how == "zero":
             return torch.zeros_like(value)
@@ -124,8 +130,11 @@ class Project(Edit):
                 f"a projection at {str(self.site)!r} has directions of {self.directions.shape[-1]} dimensions where "
                 f"the site has {value.shape[-1]}"
             )
-        basis = torch.linalg.qr(self.directions.to(value).T).Q
-        inside = (value @ basis) @ basis.T
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        directions = self.directions.to(wide)
+        rank = int(torch.linalg.matrix_rank(directions))  # a QR would make up directions where some depend on others
+        basis = torch.linalg.svd(directions, full_matrices=False).Vh[:rank]
+        inside = ((wide @ basis.T) @ basis).to(value)
         return inside if self.keep else value - inside
 
 
