@@ -93,6 +93,15 @@ def test_an_answer_is_judged_where_it_stands() -> None:
         assert "answer '45' melts into the last token of the prompt" in refused(dated, numbers=numbers)
 
 
+def test_what_is_remembered_is_the_end_of_the_prompt() -> None:
+    """White space at the end belongs to it: "left" continues "to" and melts into "to "."""
+    plain = pair(clean="so down to", counterfactual="so up to", answers=("left",), foils=("up",), spans=())
+    spaced = pair(clean="so left to ", counterfactual="so up to ", answers=("left",), foils=("up",), spans=())
+    assert encode([plain], Reader()).n == 1
+    with pytest.raises(TaskError, match="pair 2: answer 'left' melts into the last token"):
+        encode([plain, spaced], Reader())
+
+
 def test_an_answer_and_a_foil_are_different_tokens() -> None:
     class Blunt(Reader):
         def tokens(self, text: str) -> list[int]:

@@ -153,7 +153,7 @@ class Encoder:
 
     def _continuation(self, prompt: str, ids: list[int], text: str, where: str, field: str) -> int:
         """The one token by which `text` continues the prompt."""
-        key = (prompt.rsplit(maxsplit=1)[-1], text)
+        key = (prompt[prompt.rstrip().rfind(" ") + 1 :], text)
         if key not in self._answers:
             joined = self.model.tokens(prompt + text)
             if joined[: len(ids)] != ids:

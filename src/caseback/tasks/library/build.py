@@ -114,8 +114,5 @@ def fill(template: str, schema: Schema, **words: str) -> Prompt:
 
 
 def tokens_of(model: LanguageModel, word: str) -> int:
-    """How many tokens a word with its leading space is inside a text.
-
-    >>> # tokens_of(model, " Paris")
-    """
+    """How many tokens a word, written with its leading space, is inside a text."""
     return len(model.tokens("It is" + word)) - len(model.tokens("It is"))
