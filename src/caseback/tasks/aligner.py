@@ -147,7 +147,7 @@ def _column(span: str, data: object) -> Column:
         return tuple(value)
 
     lengths = counts("lengths")
-    if not lengths or not all(k.isascii() and k.isdigit() and len(k) < 7 for k in lengths):
+    if not any(lengths.values()) or not all(k.isascii() and k.isdigit() and len(k) < 7 for k in lengths):
         raise SchemaError(f"the aligner's column {span!r}: 'lengths' must have numbers of units as keys")
     unlike = row("changed", 2)
     return Column(
@@ -262,16 +262,12 @@ def cuts_of(aligner: Aligner, found: Sequence[Unit]) -> list[int]:
     if not found:
         raise SchemaError("the prompt has no tokens, so no schema can be laid on it")
     inner = len(found) - 1
-    repeated = mentions(found, aligner.lexicon)
-    background = Counter[str]()
-    for column in aligner.columns:
-        for words in (column.first, column.inner, column.last):
-            background.update(words)
+    seen = found[:inner], mentions(found, aligner.lexicon)[:inner], _general(aligner, found[:inner])
     best = np.full(inner + 1, -np.inf)
     best[0] = 0.0
     came: list[np.ndarray] = []
     for column in aligner.columns[:-1]:
-        total = best[:, None] + _segments(column, found[:inner], repeated[:inner], background)
+        total = best[:, None] + _segments(column, *seen)
         came.append(total.argmax(axis=0))
         best = total.max(axis=0)
     cuts = [inner]
@@ -280,21 +276,32 @@ def cuts_of(aligner: Aligner, found: Sequence[Unit]) -> list[int]:
     return cuts[::-1]
 
 
+def _general(aligner: Aligner, found: Sequence[Unit]) -> Float[np.ndarray, "units"]:
+    """How common each unit's word is over all columns; an unknown word has half a count."""
+    counts = Counter[str]()
+    for column in aligner.columns:
+        for words in (column.first, column.inner, column.last):
+            counts.update(words)
+    total = sum(counts.values()) + 0.5 * (len(counts) + 1)
+    return np.array([counts[unit.word] + 0.5 for unit in found]) / total
+
+
 def _segments(
-    column: Column, found: Sequence[Unit], repeated: Sequence[int | None], background: Mapping[str, int]
+    column: Column,
+    found: Sequence[Unit],
+    repeated: Sequence[int | None],
+    general: Float[np.ndarray, "units"],
 ) -> Float[np.ndarray, "n_plus_1 n_plus_1"]:
     """log P of the segment [i, j) as this column's, at [i, j]; -inf below the diagonal."""
     n = len(found)
-    role = np.array([_role(column, unit, m) for unit, m in zip(found, repeated, strict=True)])
     known = {*column.first, *column.inner, *column.last}
-    room = len(known) / (sum(column.shapes) + len(known)) if known else 1.0
-    words = [unit.word for unit in found]
+    room = len(known) / (sum(column.shapes) + len(known)) if known else 1.0  # a word was new so often (Witten-Bell)
     first, inner, last = (
-        np.array([_word(counts, room, word, background) for word in words])
-        for counts in (column.first, column.inner, column.last)
+        np.log((1 - room) * np.array([c.get(u.word, 0) for u in found]) / (sum(c.values()) or 1) + room * general)
+        for c in (column.first, column.inner, column.last)
     )
     upto = np.concatenate([[0.0], np.cumsum(inner)])  # inner words of [i, j): upto[j - 1] - upto[i + 1]
-    roles = np.concatenate([[0.0], np.cumsum(role)])
+    roles = np.concatenate([[0.0], np.cumsum(_roles(column, found, repeated))])
     score = roles[None, :] - roles[:, None]
     i, j = np.triu_indices(n + 1, 2)
     score[i, j] += first[i] + upto[j - 1] - upto[i + 1] + last[j - 1]
@@ -303,6 +310,17 @@ def _segments(
     i, j = np.indices(score.shape)
     length = _lengths(column.lengths, n)
     return np.where(j >= i, score + length[np.maximum(j - i, 0)], -np.inf)
+
+
+def _roles(column: Column, found: Sequence[Unit], repeated: Sequence[int | None]) -> Float[np.ndarray, "units"]:
+    """log P of each unit's shape, mention and change, as far as they are known; half an example is added to each value."""
+    shapes, kinds, changed = (
+        np.log((np.array(c) + 0.5) / (sum(c) + 0.5 * len(c))) for c in (column.shapes, column.mentions, column.changed)
+    )
+    score = shapes[[SHAPES.index(unit.shape) for unit in found]]
+    score += [0.0 if m is None else kinds[m] for m in repeated]
+    score += [0.0 if unit.changed is None else changed[int(unit.changed)] for unit in found]
+    return score
 
 
 def _lengths(lengths: Mapping[int, int], most: int) -> Float[np.ndarray, "sizes"]:
@@ -322,26 +340,3 @@ def _lengths(lengths: Mapping[int, int], most: int) -> Float[np.ndarray, "sizes"
         stop[size] = going + math.log(1 - on)
         going += math.log(on)
     return stop
-
-
-def _word(counts: Mapping[str, int], room: float, word: str, background: Mapping[str, int]) -> float:
-    """Counts and, with a share of `room`, any word of any column; an unknown word is rarer than all of them.
-
-    `room` is how often a word of this column was a new one so far (Witten-Bell).
-    """
-    n, total = sum(counts.values()), sum(background.values())
-    general = (background.get(word, 0) + 0.5) / (total + 0.5 * (len(background) + 1))
-    return math.log((1 - room) * counts.get(word, 0) / max(n, 1) + room * general)
-
-
-def _role(column: Column, unit: Unit, mention: int | None) -> float:
-    """Shape, mention and change of a unit, as far as they are known."""
-    score = _smoothed(column.shapes, SHAPES.index(unit.shape))
-    if mention is not None:
-        score += _smoothed(column.mentions, mention)
-    return score if unit.changed is None else score + _smoothed(column.changed, int(unit.changed))
-
-
-def _smoothed(counts: Sequence[int], index: int) -> float:
-    """log of a share, half an example added to every value."""
-    return math.log((counts[index] + 0.5) / (sum(counts) + 0.5 * len(counts)))

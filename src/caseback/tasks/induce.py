@@ -138,7 +138,7 @@ def _occurrences(
         found: dict[tuple[str, ...], list[Range]] = {}
         previous: tuple[str, ...] | None = None
         for i, (unit, mention) in enumerate(zip(prompt, row)):
-            key = _role(unit, mention) or (("word", unit.word) if unit.word in frame else None)
+            key = _role(unit, mention, frame)
             if key is not None and key == previous and key[0] != "word":
                 found[key][-1] = (found[key][-1][0], i + 1)
             elif key is not None:
@@ -153,11 +153,13 @@ def _occurrences(
     return runs
 
 
-def _role(unit: Unit, mention: int | None) -> tuple[str, ...] | None:
+def _role(unit: Unit, mention: int | None, frame: set[str]) -> tuple[str, ...] | None:
     if unit.changed:
         return "changed", "first" if mention == 1 else "again" if mention == 2 else ""
     if mention:
         return "content", MENTIONS[mention]
+    if unit.word in frame:
+        return "word", unit.word
     return ("salient",) if unit.salient else None
 
 
@@ -319,12 +321,13 @@ def _named(
         [prompt[row[k] : end[k]] for prompt, row, end in zip(prompts, cuts, ends, strict=True)]
         for k in range(len(columns) + 1)
     ]
-    texts = [[" ".join(unit.word for unit in segment) for segment in column] for column in held]
+    texts = [[" ".join(unit.text for unit in segment) for segment in column] for column in held]
     names: list[str] = []
     slots: dict[str, int] = {}
     for k, column in enumerate(columns):
         before = names[-1].removesuffix(" next") if names else ""
-        match column.kind:
+        one = column.kind == "gap" and all(len(segment) == 1 for segment in held[k])
+        match "slot" if one else column.kind:
             case "slot":
                 first = next((n for n, j in slots.items() if _agree(texts[j], texts[k]) >= config.share), None)
                 shapes = Counter(unit.shape for segment in held[k] for unit in segment)
@@ -349,7 +352,7 @@ def _named(
 
 
 def _agree(a: Sequence[str], b: Sequence[str]) -> float:
-    return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+    return sum(x.lower() == y.lower() for x, y in zip(a, b, strict=True)) / len(a)
 
 
 def _plain(word: str) -> str:

@@ -46,8 +46,10 @@ CONTENT = 0.25
 class Unit:
     """The smallest piece a span may begin or end at."""
 
+    text: str
+    """Without space around it."""
     word: str
-    """Its text in lower case, without space around it."""
+    """The text in lower case, by which units are compared."""
     shape: str
     start: int
     """Characters [start, end) of the prompt; the space before the text is included."""
@@ -87,6 +89,7 @@ def units(
         start = 0 if a == 0 else offsets[a - 1][1]
         text = prompt[start : offsets[b - 1][1]].strip()
         unit = Unit(
+            text=text,
             word=text.lower(),
             shape=_shape(text),
             start=start,
@@ -108,6 +111,7 @@ def merged(found: Sequence[Unit], stem: int = 0) -> list[Unit]:
             last = out.pop()
             unit = replace(
                 unit,
+                text=last.text + unit.text,
                 word=last.word + unit.word,
                 start=last.start,
                 tokens=(last.tokens[0], unit.tokens[1]),
