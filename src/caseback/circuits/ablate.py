@@ -168,7 +168,7 @@ class _Forward:
     def run(self) -> Tensor:
         owner, graph, streams = self.owner, self.graph, self.owner.clean_streams
         prefix = next((layer for layer, kind in enumerate(self.kinds) if kind != "whole"), graph.n_layers)
-        with Hooks() as hooks, torch.no_grad():
+        with self.model.lock, Hooks() as hooks, torch.no_grad():
             self._set(0, 0, owner.clean.embed, owner.reference.embed)
             for layer in range(prefix):  # the blocks before the first ablated edge run as in the clean run: take that
                 leaving = streams[0][layer + 1] if layer + 1 < graph.n_layers else streams[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,8 @@ class Model:
             family = family_for(hf)
         self.family = family
         self.cost = Cost()
+        self.lock = threading.RLock()
+        """Held while hooks are on."""
         self.blocks: nn.ModuleList = self.module(self.family.blocks)  # type: ignore[assignment]
         self.n_layers = len(self.blocks)
         self.n_heads = int(self._config("num_attention_heads", "n_head", "n_heads", "num_heads"))
@@ -132,12 +135,12 @@ class Model:
     def block_output(self) -> tuple[Any, ...] | None:
         """None where a block returns a tensor, else an example of the tuple it returns (families differ)."""
         seen: list[Any] = []
-        handle = self.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
-        try:
-            with torch.no_grad():
+        with self.lock, torch.no_grad():
+            handle = self.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+            try:
                 self.hf(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=False)
-        finally:
-            handle.remove()
+            finally:
+                handle.remove()
         return tuple(seen[0]) if isinstance(seen[0], tuple | list) else None
 
     def sites(self, *patterns: str) -> list[Site]:

@@ -22,7 +22,7 @@ from caseback.core.errors import SiteError, SiteNotReached
 from caseback.model.attention import Attend
 from caseback.model.batch import Batch
 from caseback.model.edits import Edit, Patch
-from caseback.model.hooks import Hooks, clone_unless_grad, with_first_tensor
+from caseback.model.hooks import Hooks, clone_unless_grad, refuse_compiled, with_first_tensor
 from caseback.model.sites import Site, expand
 from caseback.model.taps import Key, Tap, check_supported, tapped
 
@@ -161,19 +161,28 @@ def execute(
     (`caseback.model.attention`).
 
     With `grad` the stream entering the first block that runs is made a leaf, so that taps see tensors with a graph.
-    Raises SiteNotReached for a tap that was never called.
+    Raises SiteNotReached for a tap that was never called. Hooks sit on the modules themselves, so that runs of one model
+    in several threads take turns.
     """
     reached: set[Key] = set()
     kept: list[Tensor] = []
     stopped = False
-    with Hooks() as hooks, torch.set_grad_enabled(grad):
-        if start is not None:
-            _start_late(model, hooks, start)
-        if grad:
-            hooks.into(model.blocks[start.layer if start else 0], lambda value: value.detach().requires_grad_())
-        hooks.enter_context(
-            tapped(model, {key: partial(_noted, reached, key, tap, batch.n) for key, tap in taps.items()}, attend)
+    first = start.layer if start else 0
+    if stop is not None and not first <= stop <= model.n_layers:
+        raise SiteError(
+            f"cannot stop before block {stop}: the model has blocks 0 to {model.n_layers - 1} ({model.n_layers} stops "
+            f"before the final norm), and the run starts at block {first}"
         )
+    refuse_compiled(model.hf)
+    with model.lock, Hooks() as hooks, torch.set_grad_enabled(grad):
+        if start is not None:
+            _start_late(model, hooks, start, batch)
+        if grad:
+            hooks.into(model.blocks[first], lambda value: value.detach().requires_grad_())
+        # a block that is passed over is still called: what it would show is not what lies there
+        live = {key: tap for key, tap in taps.items() if key[1] is None or key[1] >= first}
+        noted = {key: partial(_noted, reached, key, tap, batch.n) for key, tap in live.items()}
+        hooks.enter_context(tapped(model, noted, attend))
         if stop is not None:
             hooks.into(
                 model.blocks[stop] if stop < model.n_layers else model.module(model.family.final_norm), _raise_stop
@@ -184,6 +193,11 @@ def execute(
             hooks.into(unembed, lambda value: value[rows, last][:, None] if logits == "last" else value[:, :1])
         try:
             output = model.hf(**model.arguments(batch), use_cache=False, return_dict=True)
+            if logits != "all" and output.logits.shape[1] != 1:
+                raise SiteNotReached(
+                    f"the unembedding was not cut to one token: {model.family.unembed!r}, as the row of "
+                    f"{model.family.name} names it, was not called"
+                )
             kept.append(output.logits[:, 0] if logits == "last" else output.logits)
         except _Stop:
             stopped = True
@@ -209,11 +223,16 @@ def _raise_stop(value: Tensor) -> Tensor:
     raise _Stop
 
 
-def _start_late(model: Model, hooks: Hooks, start: Start) -> None:
+def _start_late(model: Model, hooks: Hooks, start: Start, batch: Batch) -> None:
     """Blocks before `start.layer` pass their input on; the stored residual replaces what reaches that block.
     `model.layers` is not cut: masks are indexed by layer."""
     if not 0 <= start.layer < model.n_layers:
         raise SiteError(f"cannot start at block {start.layer}: the model has blocks 0 to {model.n_layers - 1}")
+    if start.resid_pre.shape != (needed := (*batch.ids.shape, model.d_model)):
+        raise SiteError(
+            f"cannot start at block {start.layer} with a stream of shape {tuple(start.resid_pre.shape)} where the batch "
+            f"needs {needed}"
+        )
     for block in model.blocks[: start.layer]:
         hooks.instead_of(block, passing(model))
     hooks.into(model.blocks[start.layer], lambda value: start.resid_pre.to(value))
