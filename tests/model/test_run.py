@@ -13,15 +13,13 @@ from torch import Tensor
 
 from caseback.core.errors import CasebackError, FamilyError, SiteError, SiteNotReached
 from caseback.model import run as run_module
-from caseback.model.batch import Batch
 from caseback.model.edits import Add, Call, Edit, Patch, Scale, Set
 from caseback.model.hooks import Hooks, refuse_compiled
 from caseback.model.model import Model
 from caseback.model.run import RowEdit, Start
-from caseback.model.sites import NAMES, Site
 from caseback.zoo.tiny import tiny
 
-from .small import ATTENDING, FAMILIES, batch_of, left_behind, model_of
+from .small import FAMILIES, batch_of, left_behind, model_of
 
 
 @pytest.fixture(autouse=True)
@@ -261,7 +259,7 @@ def test_what_is_put_in_reaches_what_comes_after(name: str) -> None:
             continue  # this family has no such site
         if target == "z.1" and not model.family.plain_heads:
             continue
-        if target == "attn_out.0" and not model.site_layers["z"] == (0, 1):
+        if target == "attn_out.0" and model.site_layers["z"] != (0, 1):
             continue
         run = model.run(batch, read=[target], edit=[other.patch(site) for site in sites])
         assert close(run[target], other[target], tolerance=2e-5), (sources, target)
