@@ -3,88 +3,29 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from caseback.core.errors import EndpointError
 from caseback.model import chat
-from caseback.model.chat import Endpoint, Message, Scripted, Usage
+from caseback.model.chat import Endpoint, Local, Message, Scripted, Usage
+
+from .stage import Handler, Stage, good, says
 
 KEY = "sk-very-secret-42"
 HELLO = [Message("system", "be brief"), Message("user", "well?")]
-
-Behaviour = Callable[["_Handler"], None]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Silent."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        server: Any = self.server
-        server.seen.append((self.path, dict(self.headers), json.loads(body)))
-        behaviours: list[Behaviour] = server.behaviours
-        (behaviours.pop(0) if len(behaviours) > 1 else behaviours[0])(self)
-
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-def says(document: Any, status: int = 200, **headers: str) -> Behaviour:
-    body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return lambda handler: handler.answer(status, body, **headers)
-
-
-def good(text: Any = "fine", **more: Any) -> dict[str, Any]:
-    return {
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        **more,
-    }
-
-
-class Stage:
-    """A server with a play list of behaviours; the last one repeats."""
-
-    def __init__(self) -> None:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self.server.daemon_threads = True
-        self.server.seen = []  # type: ignore[attr-defined]
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    @property
-    def seen(self) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
-        return self.server.seen  # type: ignore[attr-defined]
-
-    def endpoint(self, *behaviours: Behaviour, **options: Any) -> Endpoint:
-        self.server.behaviours = list(behaviours)  # type: ignore[attr-defined]
-        return Endpoint(base_url=self.url, model="m", **{"timeout": 5.0, "retries": 0, **options})
 
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     stage = Stage()
     yield stage
-    stage.server.shutdown()
-    stage.server.server_close()
-    stage.thread.join()
+    stage.stop()
 
 
 @pytest.fixture
@@ -235,7 +176,7 @@ def test_a_server_that_says_nothing_times_out(stage: Stage) -> None:
 
 
 def test_a_server_that_drips_times_out_too(stage: Stage) -> None:
-    def drip(handler: _Handler) -> None:
+    def drip(handler: Handler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "1000")
         handler.end_headers()
@@ -254,7 +195,7 @@ def test_a_server_that_drips_times_out_too(stage: Stage) -> None:
 
 
 def test_an_endless_answer_is_not_read(stage: Stage) -> None:
-    def flood(handler: _Handler) -> None:
+    def flood(handler: Handler) -> None:
         handler.send_response(200)
         handler.end_headers()
         try:
@@ -268,7 +209,7 @@ def test_an_endless_answer_is_not_read(stage: Stage) -> None:
 
 
 def test_a_broken_connection_is_one_sentence(stage: Stage) -> None:
-    def half(handler: _Handler) -> None:
+    def half(handler: Handler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "1000")
         handler.end_headers()
@@ -295,9 +236,7 @@ def test_no_redirect_is_followed(stage: Stage, status: int, monkeypatch: pytest.
             endpoint.ask(HELLO, max_tokens=1)
         assert not other.seen
     finally:
-        other.server.shutdown()
-        other.server.server_close()
-        other.thread.join()
+        other.stop()
 
 
 @pytest.mark.parametrize(
@@ -355,3 +294,55 @@ def test_a_script_answers_in_order_and_ends() -> None:
         script.ask(HELLO, max_tokens=1)
     with pytest.raises(EndpointError, match="2 answers"):
         script.ask(HELLO, max_tokens=1)
+
+
+# --- a local model ---------------------------------------------------------------------------------------------------
+
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    from caseback.model.model import Model
+    from caseback.zoo.handmade import word_tokenizer
+    from caseback.zoo.tiny import tiny
+
+    hf = tiny("llama")
+    words = ["[pad]", "system", "user", "be", "brief", "well?", *(f"w{i}" for i in range(hf.config.vocab_size - 6))]
+    tokenizer = word_tokenizer(words)
+    tokenizer.chat_template = TEMPLATE
+    return Model(hf, tokenizer)
+
+
+def test_a_local_model_answers_through_its_chat_template(small: Any) -> None:
+    reply = Local(small).ask(HELLO, max_tokens=4)
+    assert reply.usage == Usage(prompt_tokens=5, completion_tokens=4)
+    assert reply.truncated
+    assert len(reply.text.split()) == 4
+    assert reply == Local(small).ask(HELLO, max_tokens=4)
+    assert Local(small).name.endswith("(local)")
+
+
+def test_a_seed_fixes_what_is_sampled_and_nothing_else(small: Any) -> None:
+    import torch
+
+    before = torch.random.get_rng_state()
+    said = [Local(small).ask(HELLO, max_tokens=8, temperature=2.0, seed=seed).text for seed in (1, 1, 2)]
+    assert said[0] == said[1] != said[2]
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_local_model_that_cannot_answer_says_why(small: Any) -> None:
+    from caseback.model.model import Model
+
+    room = small.hf.config.max_position_embeddings
+    with pytest.raises(EndpointError, match=f"exceed the {room} positions"):
+        Local(small).ask(HELLO, max_tokens=room)
+    with pytest.raises(EndpointError, match="no chat template"):
+        Local(Model(small.hf, None)).ask(HELLO, max_tokens=4)
+
+
+@pytest.mark.default_model
+def test_the_default_model_answers(default_model: Any) -> None:
+    reply = Local(default_model).ask([Message("user", "What is the capital of France? One word.")], max_tokens=12)
+    assert "Paris" in reply.text
