@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from caseback.circuits.ablate import Mixing
 from caseback.circuits.evaluate import Measured, curve_sizes, measure
@@ -62,7 +63,7 @@ class DiscoverConfig:
     patched: int = 20
     """Top edges that are patched exactly, and as many random ones."""
     patch_pairs: int = 8
-    """Held-out pairs used for exact patching and for minimality."""
+    """Held-out pairs used for exact patching and for minimality; twice as many for completeness."""
     minimal: int = 20
     """Edges of the chosen circuit whose removal is tried: the best half and a random half."""
     tokens: int = 320
@@ -120,6 +121,7 @@ class Discovery:
     """[size × draw, held-out pair], draws of a size together."""
     agnostic: Measured
     complement: Measured
+    """What is left without the circuit of each size, on `2 · patch_pairs` held-out pairs."""
     chosen: int
     """Index of the chosen size."""
     minimality: tuple[np.ndarray, Measured]
@@ -310,13 +312,13 @@ def _discover(
     circuits = _rising([ranking.circuit(n) for n in curve_sizes(ranking.n, config.points)])
     random, agnostic = _controls(scores, ranking, circuits, config)
 
-    def several(name: str, pairs: PairBatch, chosen: Sequence[Circuit], mixing: Mixing = config.mixing) -> Measured:
-        chunks = list(batches(pairs, config.tokens))
+    def several(name: str, pairs: PairBatch, chosen: Sequence[Circuit]) -> Measured:
+        chunks = list(batches(_by_length(pairs), config.tokens))
 
         def step(state: Checkpoint | None, i: int) -> Checkpoint:
             done = sum(chunk.n for chunk in chunks[:i]) * len(chosen)
-            watch: Progress = lambda stage, n, total: progress(name, done + n, pairs.n * len(chosen))  # noqa: E731
-            found = measure(model, chunks[i], chosen, mixing=mixing, progress=watch, **how)
+            watch: Progress = lambda stage, n, total: progress(f"{name} circuits", done + n, pairs.n * len(chosen))  # noqa: E731
+            found = measure(model, chunks[i], chosen, mixing=config.mixing, progress=watch, **how)
             return Checkpoint((Measured.joined([Measured(**state.arrays), found]) if state else found).to_arrays())
 
         return Measured(**run.fold(name, len(chunks), step).arrays)
@@ -324,11 +326,12 @@ def _discover(
     some = discovery[: 2 * config.patch_pairs]
     reached = faithfulness(*_ends(several("choose", some, circuits))) >= config.target
     chosen = int(np.argmax(reached))  # the whole graph reaches it at the latest
-    groups = [circuits, random, agnostic, [circuit.complement for circuit in circuits]]
+    groups = [circuits, random, agnostic]
     everything = several("evaluate", held_out, [circuit for group in groups for circuit in group])
     ends = np.cumsum([len(group) for group in groups])
     parts = [everything.rows(slice(int(end) - len(group), int(end))) for group, end in zip(groups, ends, strict=True)]
 
+    without_it = several("completeness", held_out[: 2 * config.patch_pairs], [c.complement for c in circuits])
     few = held_out[: config.patch_pairs]
     tried = _tried(scores, circuits[chosen], config)
     without = [circuits[chosen] - Circuit.of(scores.graph, np.array([edge])) for edge in tried]
@@ -338,7 +341,7 @@ def _discover(
 
     def patch(state: Checkpoint | None, i: int) -> Checkpoint:
         found = patch_edges(
-            model, few, scores, edges, progress=lambda stage, n, total: progress("patch", n, total), **how
+            model, few, scores, edges, progress=lambda stage, n, total: progress("patch edges", n, total), **how
         )
         return Checkpoint({"exact": found.exact})
 
@@ -353,12 +356,17 @@ def _discover(
         circuit=parts[0],
         random=parts[1],
         agnostic=parts[2],
-        complement=parts[3],
+        complement=without_it,
         chosen=chosen,
         minimality=(tried, minimality),
         patched=Patched(edges=edges, score=scores.flat[edges].astype(float), exact=exact, n_top=top),
         forwards=run.forwards,
     )
+
+
+def _by_length(pairs: PairBatch) -> PairBatch:
+    """Short prompts first, so that a batch holds little padding."""
+    return pairs[torch.argsort(pairs.clean.lengths, stable=True).tolist()]
 
 
 def _rising(circuits: Sequence[Circuit]) -> list[Circuit]:
@@ -382,7 +390,7 @@ def _ends(found: Measured) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _scored(model: Model, pairs: PairBatch, config: DiscoverConfig, mean: Mean | None, run: _Counted) -> Scores:
     """Scores, summed chunk by chunk so that a killed run loses at most one."""
     how = ScoreConfig(reference=config.reference, steps=config.steps, tokens=config.tokens)
-    chunks = list(batches(pairs, config.tokens))
+    chunks = list(batches(_by_length(pairs), config.tokens))
     graph = graph_of(model, span_names(pairs))
 
     def step(state: Checkpoint | None, i: int) -> Checkpoint:

@@ -71,8 +71,15 @@ Spans = Literal["schema", "none", "tokens"]
 
 
 def batches(pairs: PairBatch, tokens: int) -> Iterator[PairBatch]:
-    """The pairs in order, at most about `tokens` tokens at a time, at least one pair."""
-    return pairs.chunk(max(1, tokens // pairs.clean.ids.shape[1]))
+    """The pairs in order, as many at a time as fit into about `tokens` tokens with their padding, at least one."""
+    lengths = pairs.clean.lengths.tolist()
+    start = width = 0
+    for row, length in enumerate(lengths):
+        width = max(width, length)
+        if row > start and (row + 1 - start) * width > tokens:
+            yield pairs[start:row]
+            start, width = row, length
+    yield pairs[start:]
 
 
 def span_names(pairs: PairBatch) -> tuple[str, ...]:

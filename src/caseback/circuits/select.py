@@ -212,7 +212,8 @@ def entries(ranking: Ranking) -> Int[np.ndarray, "index"]:
         own = slice(layer * graph.readers_per_layer, mlp)
         start[:, own] = np.maximum(residual[:, :, own], up[:, :, None]).min(axis=1)
         begin = start[:, graph.starts[:, layer]]  # [span, channel, head]
-        across = np.stack([begin[:, 0].T[:, :, None] + np.zeros(spans, np.int64), *(begin[:, c].T[:, None] + np.zeros((spans, 1), np.int64) for c in (1, 2))])
+        by_head = begin.transpose(1, 2, 0)  # [channel, head, span]
+        across = np.where(np.arange(3)[:, None, None, None] == 0, by_head[..., :, None], by_head[..., None, :])
         up[:, heads] = np.maximum(crossing[:, layer], across).min(axis=(0, 3)).T
         start[:, mlp] = np.maximum(residual[:, :, mlp], up).min(axis=1)
         up[:, graph.writer(layer)] = start[:, mlp]
@@ -232,7 +233,9 @@ def entries(ranking: Ranking) -> Int[np.ndarray, "index"]:
                 down[:, reader] = np.minimum(down[:, reader], best)
     alive_residual = np.maximum(np.maximum(residual, up[:, :, None]), down[:, None])
     begin = np.moveaxis(start[:, graph.starts], 0, -1)  # [channel, layer, head, span]
-    alive_crossing = np.maximum(end, np.where(np.arange(3)[:, None, None, None, None] == 0, begin[..., :, None], begin[..., None, :]))
+    alive_crossing = np.maximum(
+        end, np.where(np.arange(3)[:, None, None, None, None] == 0, begin[..., :, None], begin[..., None, :])
+    )
     return np.minimum(np.concatenate([alive_residual.ravel(), alive_crossing.ravel()]), _NEVER)
 
 

@@ -26,16 +26,23 @@ def circuit(
     model: Annotated[
         str | None, typer.Option(help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=4, help="Pairs, both splits together (default: 100, or all of a file).")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=4, help="Pairs, both splits together (default: 100, or all of a file).")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook).")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     schema: Annotated[
         str | None, typer.Option(metavar="FILE|none|tokens", help="Other spans than the task's own.")
     ] = None,
-    reference: Annotated[str, typer.Option(help="What a removed edge carries: counterfactual, mean or zero.")] = "counterfactual",
-    mixing: Annotated[str, typer.Option(help="Inside heads: exact, or peap (the published code's block replacement).")] = "exact",
+    reference: Annotated[
+        str, typer.Option(help="What a removed edge carries: counterfactual, mean or zero.")
+    ] = "counterfactual",
+    mixing: Annotated[
+        str, typer.Option(help="Inside heads: exact, or peap (the published code's block replacement).")
+    ] = "exact",
     steps: Annotated[int, typer.Option(help="Gradient points: 1 is EAP, more is EAP-IG (inputs).")] = 1,
     selection: Annotated[str, typer.Option(help="best-first or top-n.")] = "best-first",
     merge: Annotated[str, typer.Option(help="q, k and v of a head: separate, or together (qkv).")] = "separate",
@@ -104,7 +111,10 @@ def _say(record: Record) -> None:
     for size, value, low, high, random, agnostic in zip(*(table[name] for name in columns), strict=True):
         typer.echo(f"{size:>9,}  {value:>12.3f}  [{low:>6.3f}, {high:>6.3f}]  {random:>7.3f}  {agnostic:>8.3f}")
     typer.echo(f"\n{_headline(table, details)}")
-    typer.echo(f"CPR {table['cpr']:.3f}, CMD {table['cmd']:.3f} (linear axis); {table['forwards']:,} forwards, {table['seconds']:.0f} s, {table['peak_memory_mb']:,.0f} MB")
+    typer.echo(
+        f"CPR {table['cpr']:.3f}, CMD {table['cmd']:.3f} (linear axis); {table['forwards']:,} forwards, "
+        f"{table['seconds']:.0f} s, {table['peak_memory_mb']:,.0f} MB"
+    )
     typer.echo(f"run {record.id}")
     typer.echo(f"page {record.report.resolve()}" if record.report else "no page was written")
 

@@ -29,7 +29,9 @@ _OFFERS: dict[tuple[str, str], str] = {
 def register(kind: str, name: str, target: str) -> None:
     """Offer `target` ("module:attribute") as `name` of a `kind` ("view", "method", "task")."""
     if ":" not in target:
-        raise CasebackError(f"cannot register {kind} {name!r}: the target {target!r} is not of the form 'module:attribute'")
+        raise CasebackError(
+            f"cannot register {kind} {name!r}: the target {target!r} is not of the form 'module:attribute'"
+        )
     _OFFERS[kind, name] = target
 
 

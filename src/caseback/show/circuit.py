@@ -144,15 +144,18 @@ def _rounded(score: Float[np.ndarray, "n"]) -> list[float]:
     return [float(f"{value:.5g}") for value in score.tolist()]
 
 
-def payload_of(view: Checkpoint, *, environment: Mapping[str, Any] | None = None, cost: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def payload_of(
+    view: Checkpoint, *, environment: Mapping[str, Any] | None = None, cost: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The payload of a study that `circuits.describe` has put down."""
-    data = {name: value for name, value in view.data.items() if name not in ("graph", "chosen", "forwards")}
-    return circuit_payload(graph=Graph.from_json(view.data["graph"]), **view.arrays, **data, environment=environment, cost=cost)
+    fields = {name: value for name, value in view.data.items() if name not in ("graph", "chosen", "forwards")}
+    fields |= {**view.arrays, "graph": Graph.from_json(view.data["graph"]), "environment": environment, "cost": cost}
+    return circuit_payload(**fields)
 
 
 def report(record: Record) -> str:
     """The page of a recorded run."""
-    spent = {**plain(record.cost), "forwards": record.table().get("forwards")}
+    spent = {**plain(record.cost), "forwards": record.table.get("forwards")}
     return page(payload_of(record.stage("view"), environment=record.environment, cost=spent))
 
 

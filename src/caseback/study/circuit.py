@@ -52,8 +52,8 @@ class CircuitConfig:
 
 
 def data_hash(task: Task) -> str:
-    """SHA-256 of the pairs, their spans and their split."""
-    return sha256_json([asdict(pair) for pair in task.pairs])
+    """SHA-256 of the pairs, their spans and their split, wherever they were read from."""
+    return sha256_json([{name: value for name, value in asdict(pair).items() if name != "row"} for pair in task.pairs])
 
 
 def circuit_spec(config: CircuitConfig, model: Model, task: Task, *, passed: Mapping[str, Any]) -> Spec:
@@ -74,7 +74,14 @@ class _Circuit:
         view = run.stage("view", lambda: describe(found))
         about = found.about
         table = {"model": about.model, "task": about.task, "n": about.n, "accuracy": about.accuracy, **found.table()}
-        run.write_result(table, details={"chosen": view.data["chosen"], "areas": view.data["areas"], "validation": {k: v for k, v in view.data["validation"].items() if k != "sample"}})
+        run.write_result(
+            table,
+            details={
+                "chosen": view.data["chosen"],
+                "areas": view.data["areas"],
+                "validation": {k: v for k, v in view.data["validation"].items() if k != "sample"},
+            },
+        )
 
 
 METHOD = _Circuit()
