@@ -40,6 +40,8 @@ class Captured:
         self, metric: Float[Tensor, "batch"], keys: Sequence[Key], *, keep_graph: bool = False
     ) -> dict[Key, Tensor]:
         """∂ Σ metric / ∂ value for each key; raises SiteError for a value the metric does not depend on."""
+        if not metric.requires_grad:
+            raise SiteError("the metric does not depend on the logits, so it has no gradient anywhere")
         found = torch.autograd.grad(
             metric.sum(), [self.values[key] for key in keys], retain_graph=keep_graph, allow_unused=True
         )
@@ -105,8 +107,9 @@ def gradients(model: Model, batch: Batch, metric: Metric, *, at: Sequence[str | 
     sites = plan_sites(model, at)
     keys = list(dict.fromkeys(site.tap for site in sites))
     captured = capture(model, batch, keys)
-    per_example = metric(captured.logits)
-    found = captured.gradients(per_example, keys)
+    with torch.enable_grad():  # also inside a caller's no_grad
+        per_example = metric(captured.logits)
+        found = captured.gradients(per_example, keys)
     model.cost.backwards += batch.n
     values = {str(site): cut(captured.values[site.tap].detach(), site, batch) for site in sites}
     return Gradients(per_example.detach(), values, {str(site): cut(found[site.tap], site, batch) for site in sites})
