@@ -144,11 +144,11 @@ def _growth(found: Mapping[str, Any]) -> str:
         head = [axis, "edges", "F, s", "scoring, s", "in F", "peak, MB", "evaluation, s", "in F", "peak, MB"]
         tables.append(f"With {fixed}:\n\n{_table(head, cells)}")
     FIGURE.write_text(draw([times, memory]), encoding="utf-8")
-    below = "\n\n".join(tables)
+    below, share = "\n\n".join(tables), found["share_of_edges_evaluated"]
     return f"""## Growth
 
 A Llama of SmolLM2-135M's widths with random weights, prompts of random tokens in nine spans. Scoring does every edge; the
-evaluated circuit is the best-first one of {found["share_of_edges_evaluated"]:.0%} of the edges. Both cut a batch into parts of at most 320 tokens.
+evaluated circuit is the best-first one of {share:.0%} of the edges. Both cut a batch into parts of at most 320 tokens.
 
 ![Time and memory against tokens, pairs and layers](speed.svg)
 
@@ -157,10 +157,11 @@ evaluated circuit is the best-first one of {found["share_of_edges_evaluated"]:.0
 
 def _command(found: Mapping[str, Any]) -> str:
     outcome, seconds, target = found["outcome"], found["wall_s"], found["targets"]["wall_s"]
+    sizes, load = len(outcome["sizes"]), max(found["load_before"])
     return f"""## From start to end
 
-`{found["measured"]}`: **{seconds:.0f} s** of wall time (target: {target} s on 2 idle cores; load average before it
-{max(found["load_before"]):.1f}), {outcome["forwards"]:,} forwards, {len(outcome["sizes"])} sizes with their controls, peak {outcome["peak_memory_mb"]:,.0f} MB."""
+`{found["measured"]}`: **{seconds:.0f} s** of wall time (target: {target} s on 2 idle cores; load average before it {load:.1f}),
+{outcome["forwards"]:,} forwards, {sizes} sizes with their controls, peak {outcome["peak_memory_mb"]:,.0f} MB."""
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -270,7 +270,5 @@ def _report(name: str, found: dict[str, Any]) -> None:
             f"    {per[job]:.2f} CPU-s a pair, caseback {per['caseback']:.3f}: {faster} × (target {found['target']})",
             flush=True,
         )
-    print(
-        f"    largest difference of an edge's score from ours: {found['agreement']['largest_difference']:.1e} of the largest score",
-        flush=True,
-    )
+    apart = found["agreement"]["largest_difference"]
+    print(f"    its edge scores differ from ours by at most {apart:.1e} of the largest", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Panel", "draw"]
@@ -50,7 +50,7 @@ def _panel(panel: Panel, *, legend: bool) -> list[str]:
         )
     for value in panel.x:
         parts.append(f'<text x="{to_x(value):.1f}" y="{HEIGHT + 18}" text-anchor="middle">{value:g}</text>')
-    for (colour, dashes), (name, line) in zip(STYLES, panel.lines.items(), strict=False):
+    for (colour, dashes), line in zip(STYLES, panel.lines.values(), strict=False):
         points = [(to_x(x), to_y(y)) for x, y in zip(panel.x, line, strict=True)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"/>')
@@ -63,7 +63,7 @@ def _panel(panel: Panel, *, legend: bool) -> list[str]:
     return parts
 
 
-def _axis(values: Sequence[float], start: float, end: float):  # type: ignore[no-untyped-def]
+def _axis(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
     low, high = math.log(min(values) / 1.15), math.log(max(values) * 1.15)
     return lambda value: start + (end - start) * (math.log(value) - low) / (high - low)
 

@@ -24,7 +24,7 @@ from bench.workers.loop import Ready, serve, versions
 
 def prepare(case: dict[str, Any]) -> Ready:
     model = circuitkit.load_model(case["folder"], dtype="float32", device="cpu")
-    samples = list(zip(case["clean"], case["counterfactual"], case["labels"], strict=True))
+    samples: Any = list(zip(case["clean"], case["counterfactual"], case["labels"], strict=True))
     loader: Any = DataLoader(samples, batch_size=len(samples), collate_fn=collate_EAP)
     loader.pair_padding_side, loader.templated = "right", True
     edges, nodes = Graph.from_model(model), Graph.from_model(model, node_scores=True)
