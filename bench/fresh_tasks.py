@@ -2,8 +2,9 @@
 
 The rules were chosen while looking at the tasks of the library. REVISED were written after that and run; the rules were
 then changed to do better on them (first run: homes .80, things .61, week 1, lists .75), so their figures are as
-favourable as the library's. UNSEEN were written after that change. Their first run, with some counterfactuals shifted
-by words of several tokens, gave gifts 1.00, sums .59 and sizes .93; then the cutting of numbers was mended for sums.
+favourable as the library's. UNSEEN were written after that change. Their first run, left out by opening, gave gifts
+1.00, sums .59 and sizes .93; for sums the cutting of numbers and the spreading of kinds were mended afterwards, so the
+figures of gifts and sizes are the ones to trust most.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How well are schemas induced? Boundary F1 against the hand-written spans, on wordings and lengths never seen.
 
-    python -m bench.schemas                 the table (about five minutes on one core)
+    python -m bench.schemas                 the table (about a minute on one core)
     python -m bench.schemas --n 64 ioi      quicker, some tasks
 
 *Unseen wordings.* WORDING names the spans of a task that tell its templates apart (the opening of an IOI prompt, the
@@ -147,6 +147,8 @@ def main() -> None:
         print(f"{'task':14}{'held out':10}{'sets':>5}{'n':>6}  {'F1':>5}  {'95 %':13}", end="")
         print(f"{'single':>8}{'equal':>7}{'shuffled':>10}{'from hand':>11}")
     for name in args.tasks or (*WORDING, *fresh):
+        if not args.json and fresh.get(name) in (REVISED[0], UNSEEN[0]):
+            print(f"-- {'REVISED' if fresh[name] is REVISED[0] else 'UNSEEN'} of bench/fresh_tasks.py")
         if name in fresh:
             task = fresh[name](model, n=args.n, seed=args.seed)
         else:
