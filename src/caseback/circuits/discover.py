@@ -51,9 +51,11 @@ class DiscoverConfig:
     steps: int = 1
     """Gradient points: 1 is EAP, more is EAP-IG (inputs)."""
     selection: Literal["best-first", "top-n"] = "best-first"
+    """Grow the circuit from the logits, best edge first; or take the best edges wherever they lie."""
     merge: Merge = "separate"
     """Take q, k, v apart ("separate") or together ("qkv", as PEAP)."""
     sign: Sign = "absolute"
+    """What is best: "absolute" the largest |score|, "positive" the largest score, "negative" the smallest."""
     points: int = 12
     """Sizes on the curve, the whole graph included."""
     draws: int = 3
