@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from caseback.core.errors import SiteNotReached
 from caseback.model.attention import AttentionCall
 from caseback.model.hooks import Hooks, first_tensor, with_first_tensor
 
@@ -153,9 +154,8 @@ class Block:
             current.append(torch.where(active[..., None], now, old[layer]))
             offset += count
         crossing = torch.tensor(forward.circuit.crossing[:, layer]).to(call.q.device)
-        kept_rows = crossing.any(dim=0).any(dim=-1)[:, span].transpose(0, 1)  # [batch, head, pos]
         if bool((crossing.all(dim=(0, 1)) >= torch.tensor(graph.crossing_allowed).to(crossing.device)).all()):
-            z = call.eager(*current)[0]
+            self.z = call.eager(*current)[0]
         else:
             masks = crossing[:, :, span[:, :, None], span[:, None, :]].transpose(1, 2)  # [3, batch, head, t, s]
             q, k, v = current[0], *(value.repeat_interleave(rep, dim=1) for value in current[1:])
@@ -173,7 +173,9 @@ class Block:
                 logit_ = torch.where(on_k, q_ @ k.transpose(-1, -2), q_ @ k_.transpose(-1, -2))
                 pattern = _softmax(call, torch.where(on_q, logit, logit_))
                 z = ((pattern * on_v) @ v + (pattern * ~on_v) @ v_).transpose(1, 2)
-        self.z = torch.where(kept_rows.transpose(1, 2)[..., None], z, reference.z[layer])
+            # token by token: an edge from a span that is empty in a row, or that lies ahead, keeps nothing alive there
+            kept_rows = masks.any(dim=0).tril().any(dim=-1)  # [batch, head, t]
+            self.z = torch.where(kept_rows.transpose(1, 2)[..., None], z, reference.z[layer])
         return self.z
 
     def _post_scale(self, value: Tensor) -> Tensor:
@@ -219,6 +221,11 @@ class Block:
         wrote = (
             self.written if self.forward.plan.from_stream[span, reader] else self.owner.reference.attn_out[self.layer]
         )
+        if not wrote.dim():
+            raise SiteNotReached(
+                f"block {self.layer} ran its MLP before its attention wrote anything: it calls its parts otherwise than "
+                f"the row of {self.forward.model.family.name} says"
+            )
         base = seen + wrote[rows, places]
         return self.forward.add(base, span, tokens, np.array([reader]), first, first + graph.n_heads)
 
