@@ -126,7 +126,7 @@ def _notes(found: Discovery) -> list[str]:
         f"Faithfulness is (M(C) − M(∅)) / (M(full) − M(∅)). Random: mean of {config.draws} shuffles of the scores "
         "within edge type. "
         "Random and position-agnostic circuits have as many live token-level edges as the circuit.",
-        f"The chosen size is the smallest that reaches {config.target:g} on {2 * config.patch_pairs} discovery "
+        f"The chosen size is the smallest that reaches {config.target:g} on {config.control_pairs} discovery "
         f"pairs; minimality and exact patching use {config.patch_pairs} held-out pairs.",
         "A circuit is a claim about this task's prompts and this ablation, not about the model at large; edges "
         "scored one by one are used together.",

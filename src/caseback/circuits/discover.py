@@ -65,7 +65,9 @@ class DiscoverConfig:
     patched: int = 20
     """Top edges that are patched exactly, and as many random ones."""
     patch_pairs: int = 8
-    """Held-out pairs used for exact patching and for minimality; twice as many for completeness."""
+    """Held-out pairs used for exact patching and for minimality."""
+    control_pairs: int = 16
+    """Held-out pairs every draw of the random control is measured on, and completeness; discovery pairs the chosen size is picked on."""
     minimal: int = 20
     """Edges of the chosen circuit whose removal is tried: the best half and a random half."""
     tokens: int = 320
@@ -74,7 +76,7 @@ class DiscoverConfig:
     """Of shuffles, samples and bootstrap."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "draws", "patch_pairs", "tokens"):
+        for name in ("steps", "draws", "patch_pairs", "control_pairs", "tokens"):
             if getattr(self, name) < 1:
                 raise CircuitError(f"{name} is a whole number of at least 1, not {getattr(self, name)}")
         if self.points < 2:
@@ -120,10 +122,10 @@ class Discovery:
     circuit: Measured
     """[size, held-out pair]"""
     random: Measured
-    """[size × draw, held-out pair], draws of a size together."""
+    """[size × draw, pair], draws of a size together, on `control_pairs` held-out pairs."""
     agnostic: Measured
     complement: Measured
-    """What is left without the circuit of each size, on `2 · patch_pairs` held-out pairs."""
+    """What is left without the circuit of each size, on `control_pairs` held-out pairs."""
     chosen: int
     """Index of the chosen size."""
     minimality: tuple[np.ndarray, Measured]
@@ -325,15 +327,12 @@ def _discover(
 
         return Measured(**run.fold(name, len(chunks), step).arrays)
 
-    some = discovery[: 2 * config.patch_pairs]
+    some = discovery[: config.control_pairs]
     reached = faithfulness(*_ends(several("choose", some, circuits))) >= config.target
     chosen = int(np.argmax(reached))  # the whole graph reaches it at the latest
-    groups = [circuits, random, agnostic]
-    everything = several("evaluate", held_out, [circuit for group in groups for circuit in group])
-    ends = np.cumsum([len(group) for group in groups])
-    parts = [everything.rows(slice(int(end) - len(group), int(end))) for group, end in zip(groups, ends, strict=True)]
-
-    without_it = several("completeness", held_out[: 2 * config.patch_pairs], [c.complement for c in circuits])
+    both = several("evaluate", held_out, [*circuits, *agnostic])
+    shuffles = several("random", held_out[: config.control_pairs], random)
+    without_it = several("completeness", held_out[: config.control_pairs], [c.complement for c in circuits])
     few = held_out[: config.patch_pairs]
     tried = _tried(scores, circuits[chosen], config)
     without = [circuits[chosen] - Circuit.of(scores.graph, np.array([edge])) for edge in tried]
@@ -355,9 +354,9 @@ def _discover(
         ranking=ranking,
         sizes=tuple(circuit.n_edges for circuit in circuits),
         token_edges=tuple(circuit.size(scores.lengths) for circuit in circuits),
-        circuit=parts[0],
-        random=parts[1],
-        agnostic=parts[2],
+        circuit=both.rows(slice(len(circuits))),
+        random=shuffles,
+        agnostic=both.rows(slice(len(circuits), None)),
         complement=without_it,
         chosen=chosen,
         minimality=(tried, minimality),
