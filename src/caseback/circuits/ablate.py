@@ -100,8 +100,6 @@ class Ablator:
         self.reference_name = reference
         self.clean = record(model, layers, self.pairs.clean)
         self.reference = reference_of(model, layers, self.pairs, self.layout, reference, mean)
-        if mixing == "peap" and not self.reference.pattern:
-            self.reference.pattern.extend(self._mean_patterns())
         self.clean_streams, self.streams = self.clean.stream(), self.reference.stream()
         self.delta = self.clean.embed.new_empty((graph.n_writers, self.layout.n, model.d_model))
 
@@ -124,10 +122,6 @@ class Ablator:
                 f"{', '.join(self.graph.spans)}; expand or rescore it"
             )
         return Forward(self, circuit).run()
-
-    def _mean_patterns(self) -> list[Tensor]:
-        """Patterns of the mean queries and keys, for the peap mode with the mean reference."""
-        raise CircuitError("the peap mode needs a reference run with patterns: use the counterfactual reference")
 
 
 class Forward:

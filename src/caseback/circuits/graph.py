@@ -96,13 +96,11 @@ class Graph:
         return self.n_layers * self.readers_per_layer + 1
 
     @property
-    def residual_shape(self) -> tuple[int, int, int]:
-        """(span, writer, reader)"""
+    def residual_shape(self) -> tuple[int, int, int]:  # (span, writer, reader)
         return self.n_spans, self.n_writers, self.n_readers
 
     @property
-    def crossing_shape(self) -> tuple[int, int, int, int, int]:
-        """(channel, layer, head, span t, span s)"""
+    def crossing_shape(self) -> tuple[int, int, int, int, int]:  # (channel, layer, head, span t, span s)
         return 3, self.n_layers, self.n_heads, self.n_spans, self.n_spans
 
     @property
@@ -325,6 +323,11 @@ class Scores:
         """Examples behind the scores."""
         return len(self.lengths)
 
+    @property
+    def nodes(self) -> Float[np.ndarray, "span writer"]:
+        """Node attribution Δ_u · ∂M/∂u per span: what all readers make of a writer (exact for the scores' gradient)."""
+        return (self.residual * self.graph.residual_allowed).sum(axis=2)
+
     @cached_property
     def flat(self) -> Float[np.ndarray, "index"]:
         """All scores by edge index; 0 where there is no edge. Raises CircuitError when a score is not finite."""
@@ -414,8 +417,7 @@ class Circuit:
         """Indices of the edges that are in, ascending."""
         return np.flatnonzero(self.flat)
 
-    def names(self) -> tuple[str, ...]:
-        """Names of the edges that are in; for small circuits."""
+    def names(self) -> tuple[str, ...]:  # of the edges that are in; for small circuits
         return tuple(self.graph.name(index) for index in self.edges)
 
     def size(self, lengths: Float[np.ndarray, "example span"]) -> float:

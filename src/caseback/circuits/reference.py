@@ -109,19 +109,25 @@ class Mean:
     embed: Float[Tensor, "span d"]
     layers: dict[str, list[Tensor]]
     """Name as in `Activations` → per layer [span, ...] (q, k, v: [span, head, dim])."""
+    pattern: list[Float[Tensor, "head span_t span_s"]]
+    """Mean attention from a token of one span to an earlier or the same token of another (the peap mode's mean pattern)."""
 
     def at(self, span_of: Tensor) -> Activations:
         """Spread over a batch: every token gets its span's mean."""
         index = span_of.clamp(min=0)
         spread = {name: [value[index] for value in values] for name, values in self.layers.items()}
         heads_first = {name: [value.transpose(1, 2) for value in spread.pop(name)] for name in ("q", "k", "v")}
-        return Activations(embed=self.embed[index], pattern=[], logits=None, **spread, **heads_first)
+        causal = torch.ones((span_of.shape[1],) * 2, device=span_of.device).tril()
+        pairs = index[:, :, None], index[:, None, :]
+        pattern = [mean[:, *pairs].transpose(0, 1) * causal for mean in self.pattern]
+        return Activations(embed=self.embed[index], pattern=pattern, logits=None, **spread, **heads_first)
 
 
 def mean_reference(model: Model, layers: list[Layer], batches: Iterable[PairBatch], spans: tuple[str, ...]) -> Mean:
     """The mean over the counterfactual prompts of some pairs (of the discovery split, where the circuits are found)."""
     sums: dict[str, list[Tensor]] = {}
     embed, counts = torch.zeros(()), torch.zeros(len(spans), device=model.device)
+    patterns, met = [torch.zeros(())] * model.n_layers, torch.zeros((len(spans), len(spans)), device=model.device)
     for pairs in batches:
         layout = Layout.of(pairs.clean.to(model.device), spans)
         found = record(model, layers, pairs.counterfactual)
@@ -137,10 +143,20 @@ def mean_reference(model: Model, layers: list[Layer], batches: Iterable[PairBatc
             new = [total(value.transpose(1, 2) if name in "qkv" else value) for value in values]
             sums[name] = [old + one for old, one in zip(sums[name], new, strict=True)] if name in sums else new
 
+        member = torch.nn.functional.one_hot(layout.span_of.clamp(min=0), len(spans)) * (layout.span_of >= 0)[..., None]
+        member = member.float()
+        causal = torch.ones((member.shape[1],) * 2, device=member.device).tril()
+        met += torch.einsum("ts,btx,bsy->xy", causal, member, member)
+        patterns = [
+            old + torch.einsum("bhts,btx,bsy->hxy", new.float(), member, member)
+            for old, new in zip(patterns, found.pattern, strict=True)
+        ]
+
     def mean(value: Tensor) -> Tensor:
         return value / counts.clamp(min=1).view(-1, *[1] * (value.dim() - 1))
 
-    return Mean(spans, mean(embed), {name: [mean(value) for value in values] for name, values in sums.items()})
+    means = {name: [mean(value) for value in values] for name, values in sums.items()}
+    return Mean(spans, mean(embed), means, [total / met.clamp(min=1) for total in patterns])
 
 
 def reference_of(
