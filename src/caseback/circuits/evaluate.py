@@ -23,7 +23,7 @@ from caseback.circuits.ablate import Ablator, Mixing
 from caseback.circuits.graph import Circuit
 from caseback.circuits.parts import layers_of
 from caseback.circuits.reference import Mean, Reference
-from caseback.circuits.score import batches
+from caseback.circuits.score import batches, encoded
 from caseback.core.errors import CircuitError
 from caseback.core.progress import Progress, silent
 from caseback.evidence import faithfulness_intervals
@@ -31,6 +31,7 @@ from caseback.evidence.intervals import Interval
 from caseback.model.model import Model
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import kl, metric_of, top1_agree
+from caseback.tasks.task import Task
 
 __all__ = ["Measured", "curve_sizes", "measure"]
 
@@ -92,7 +93,7 @@ def curve_sizes(n_edges: int, points: int = 12, *, first: int = 50) -> tuple[int
 
 def measure(
     model: Model,
-    pairs: PairBatch,
+    pairs: PairBatch | Task,
     circuits: Sequence[Circuit],
     *,
     reference: Reference = "counterfactual",
@@ -109,6 +110,7 @@ def measure(
     """
     if not circuits:
         raise CircuitError("no circuit was given to measure")
+    pairs = encoded(model, pairs)
     graph, layers = circuits[0].graph, layers_of(model)
     metric_fn = metric_of(pairs.metric)
     parts, done = [], 0

@@ -43,6 +43,7 @@ from caseback.model.model import Model
 from caseback.model.taps import Key
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import metric_of
+from caseback.tasks.task import Task
 
 __all__ = ["ScoreConfig", "batches", "score"]
 
@@ -82,6 +83,11 @@ def batches(pairs: PairBatch, tokens: int) -> Iterator[PairBatch]:
     yield pairs[start:]
 
 
+def encoded(model: Model, pairs: PairBatch | Task) -> PairBatch:
+    """Pairs as this model's tokens: a task is encoded, a batch is taken as it is."""
+    return pairs.encode(model) if isinstance(pairs, Task) else pairs
+
+
 def span_names(pairs: PairBatch) -> tuple[str, ...]:
     """The spans of a batch in order; one for everything where it has none."""
     return tuple(pairs.clean.spans) or ("all",)
@@ -89,7 +95,7 @@ def span_names(pairs: PairBatch) -> tuple[str, ...]:
 
 def score(
     model: Model,
-    pairs: PairBatch,
+    pairs: PairBatch | Task,
     config: ScoreConfig | None = None,
     *,
     mean: Mean | None = None,
@@ -100,7 +106,7 @@ def score(
     `mean` gives the means of the "mean" reference; without it they are taken over these pairs. Raises FamilyError where
     circuits are not exact on the model's family and CircuitError where spans do not cover the prompts.
     """
-    config = config or ScoreConfig()
+    config, pairs = config or ScoreConfig(), encoded(model, pairs)
     graph = graph_of(model, span_names(pairs), grouped=config.grouped)
     layers = layers_of(model)
     residual, crossing = np.zeros(graph.residual_shape), np.zeros(graph.crossing_shape)
