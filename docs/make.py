@@ -1,0 +1,282 @@
+"""`python docs/make.py`: what the documents say of the program is written from the program itself.
+
+    python docs/make.py                 docs/cli.md, and every block between `<!-- made: NAME -->` and `<!-- end -->`
+    python docs/make.py --run RUN       also what comes from a run of `caseback circuit ioi`: docs/ioi.json and
+                                        docs/images/page.png (needs Chromium; RUN is a run's id or folder, or "latest")
+
+tests/docs compares the files with what this would write, so they cannot fall behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "caseback"
+DOCS = ROOT / "docs"
+PICTURE = DOCS / "images" / "page.png"
+IOI = DOCS / "ioi.json"
+BAR = "\\|"
+ROOMS = {
+    "core": "what every room shares: errors, progress, stages, the registry, provenance, the cache",
+    "model": "the machine: all that knows transformers",
+    "tasks": "the question: pairs of prompts with named spans, schemas, metrics, files",
+    "evidence": "intervals, splits, rank statistics, areas: arithmetic on NumPy arrays, no method in it",
+    "zoo": "models with known answers, and a tiny random model of every family",
+    "circuits": "graph, scores, selection, ablation, evaluation",
+    "study": "the record: specs, runs that can be resumed, the index",
+    "show": "the page: payload, HTML report, static/views/<kind>.js",
+    "cli": "one file a command group",
+}
+"""Room → what it is, from the top of the house down; a room imports only rooms above it (tests/test_project.py)."""
+
+
+def pages() -> list[Path]:
+    """Every page that may hold made blocks."""
+    return [ROOT / "README.md", *sorted(path for path in DOCS.glob("*.md") if path.name not in ("cli.md", "speed.md"))]
+
+
+def filled(text: str) -> str:
+    """A page with its made blocks written anew; raises KeyError for a block nobody makes."""
+
+    def fill(found: re.Match[str]) -> str:
+        return f"<!-- made: {found['name']} -->\n{BLOCKS[found['name']]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- made: (?P<name>[a-z-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[list[str], Any]]:
+    """(words, click command) of every command that does something, groups left out."""
+    import typer
+
+    from caseback.cli.app import COMMANDS, app
+
+    top: Any = typer.main.get_command(app)
+    for name in COMMANDS:
+        found = top.get_command(None, name)
+        inner = getattr(found, "commands", None)
+        if inner is None:
+            yield [name], found
+        else:
+            for each, command in inner.items():
+                yield [name, each], command
+
+
+def help_of(words: list[str], command: Any) -> str:
+    """The command's own help, as it stands on a terminal 100 columns wide."""
+    made = command.context_class(command, info_name=" ".join(["caseback", *words]), terminal_width=100)
+    made.max_content_width = 100
+    lines = command.get_help(made).splitlines()
+    return "\n".join(line.rstrip() for line in lines).strip()
+
+
+def cli() -> str:
+    """docs/cli.md."""
+    parts = [
+        "# Commands",
+        "Made by `python docs/make.py` from the commands themselves. Results go to stdout, everything else to stderr. "
+        "Exit codes: 0 done; 1 the answer is no (a check that failed); 2 the request could not be carried out, said in "
+        "one sentence; 130 stopped with Ctrl-C. `TASK|FILE` is a task's name or a file of pairs "
+        "([add-a-task.md](add-a-task.md)); `MODEL` is a hub repository, a folder or a `.gguf` file "
+        "([models.md](models.md)).",
+    ]
+    for words, command in commands():
+        parts += [f"## caseback {' '.join(words)}", f"```text\n{help_of(words, command)}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def command_table() -> str:
+    rows = []
+    for words, command in commands():
+        first = (command.help or "").strip().partition("\n\n")[0]
+        rows.append((f"`caseback {' '.join(words)}`", " ".join(first.split())))
+    return table(("command", "what it does"), rows)
+
+
+# --- the source ----------------------------------------------------------------------------------------------------
+
+
+def first_sentence(path: Path) -> str:
+    """The head of a module's docstring, without the name of a command in front."""
+    said = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    sentence = " ".join(said.partition("\n\n")[0].split())
+    return sentence.removesuffix(":").rstrip(".")
+
+
+def rooms() -> str:
+    lines = []
+    for room, about in ROOMS.items():
+        lines.append(f"\n**{room}/** {about}\n")
+        for path in sorted((SOURCE / room).rglob("*.py")):
+            if path.name != "__init__.py":
+                lines.append(f"- `{path.relative_to(SOURCE / room)}` {first_sentence(path)}")
+    return "\n".join(lines).strip()
+
+
+def fields_of(target: str) -> str:
+    """The table of a config's fields: name, default, and the text under it in the source."""
+    module, name = target.split(":")
+    config = getattr(importlib.import_module(module), name)
+    [tree] = ast.parse(inspect.getsource(config)).body
+    assert isinstance(tree, ast.ClassDef)
+    said = {}
+    for node, after in zip(tree.body, [*tree.body[1:], None]):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            said[node.target.id] = ""
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                said[node.target.id] = " ".join(str(after.value.value).split())
+    rows = []
+    for field in dataclasses.fields(config):
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        rows.append((f"`{field.name}`", default, said[field.name]))
+    return table(("field", "default", "meaning"), rows)
+
+
+def sites() -> str:
+    from caseback.model.sites import NAMES
+
+    rows = [
+        (f"`{name}{'.*' if kind.layered else ''}`", kind.shape, kind.about, f"`{kind.lens}`" if kind.lens else "")
+        for name, kind in NAMES.items()
+    ]
+    return table(("site", "shape", "what it is", "in TransformerLens"), rows)
+
+
+def families() -> str:
+    from caseback.model.families import FAMILIES
+
+    def named(rows: list[Any]) -> str:
+        return ", ".join(f"`{row.name}`" for row in sorted(rows, key=lambda row: row.name))
+
+    whole = [row for row in FAMILIES.values() if row.circuits]
+    reasons: dict[str, list[Any]] = {}
+    for row in FAMILIES.values():
+        if not row.circuits:
+            reasons.setdefault(row.why_not, []).append(row)
+    lines = [f"{len(FAMILIES)} families have a row. With circuits ({len(whole)}): {named(whole)}.", ""]
+    lines += ["Without circuits:", ""]
+    lines += [f"- {named(rows)}: {reason}." for reason, rows in reasons.items()]
+    return "\n".join(lines)
+
+
+def task_table() -> str:
+    from caseback.tasks import library
+
+    rows = []
+    for name in library.names():
+        task = library.get(name, n=1)
+        pair = task.pairs[0]
+        example = f"{pair.clean} → {pair.answers[0].strip()}" + (" …" if len(pair.answers) > 1 else "")
+        spans = " · ".join(task.schema.spans) if task.schema else ""
+        rows.append((f"`{name}`", task.description, example, spans))
+    return table(("task", "asks", "example", "spans"), rows)
+
+
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in line)} |" for line in lines)
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+def ioi() -> str:
+    """The table and the facts of the run kept in docs/ioi.json."""
+    if not IOI.exists():
+        return "(no run is kept here yet: `caseback circuit ioi`, then `python docs/make.py --run latest`)"
+    run = json.loads(IOI.read_text("utf-8"))
+    columns = ("sizes", "faithfulness", "low", "high", "random", "agnostic")
+    rows = [
+        (f"{size:,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}", f"{random:.3f}", f"{agnostic:.3f}")
+        for size, value, low, high, random, agnostic in zip(*(run[name] for name in columns))
+    ]
+    facts = (
+        f"{run['task']} on {run['model']}: {run['n']} pairs, accuracy {run['accuracy']:.1%}; chosen: "
+        f"{run['chosen']['edges']:,} edges. CPR {run['cpr']:.3f}, CMD {run['cmd']:.3f} (linear axis); "
+        f"{run['forwards']:,} forwards. Scores against exact patching of {run['validation']['n']} edges: Pearson "
+        f"{run['validation']['pearson']:.2f}, Spearman {run['validation']['spearman']:.2f}, equal sign "
+        f"{run['validation']['sign_agreement']:.0%}. caseback {run['versions']['caseback']}, torch "
+        f"{run['versions']['torch']}, transformers {run['versions']['transformers']}; made by `{run['command']}`."
+    )
+    heads = ("edges", "faithfulness", "95% interval", "random", "position-agnostic")
+    return f"{table(heads, rows)}\n\n{facts}"
+
+
+def keep(name: str) -> None:
+    """Keep a run's table in docs/ioi.json and a picture of its page in docs/images/."""
+    from caseback.study import Study
+
+    record = Study().find(name)
+    kept = {key: value for key, value in record.table.items() if key not in ("run", "seconds", "peak_memory_mb")}
+    kept |= {name: record.details[name] for name in ("chosen", "validation")}
+    passed = {key: value for key, value in record.spec.passed.items() if value not in (None, 0) and key != "task"}
+    words = ["caseback", record.spec.method, record.spec.task, *(f"--{key} {value}" for key, value in passed.items())]
+    kept |= {"command": " ".join(words), "versions": dict(record.versions)}
+    IOI.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    assert record.report is not None, f"run {record.id} has no page: caseback report {record.id}"
+    picture(record.report)
+
+
+def picture(page: Path) -> None:
+    """A screenshot of a report, 1280 wide, its colours reduced where a tool for that is there."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    PICTURE.parent.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        sandbox = hasattr(os, "geteuid") and os.geteuid() != 0  # Chromium refuses its sandbox to root
+        browser = playwright.chromium.launch(executable_path=chromium, chromium_sandbox=sandbox)
+        view = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce")
+        view.goto(page.resolve().as_uri())
+        view.wait_for_selector("#size")
+        view.wait_for_timeout(500)
+        view.screenshot(path=PICTURE)
+        browser.close()
+    if shutil.which("pngquant"):
+        subprocess.run(["pngquant", "--force", "--output", PICTURE, PICTURE], check=False)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "commands": command_table,
+    "rooms": rooms,
+    "sites": sites,
+    "families": families,
+    "tasks": task_table,
+    "ioi": ioi,
+    "discover-config": lambda: fields_of("caseback.circuits.discover:DiscoverConfig"),
+    "score-config": lambda: fields_of("caseback.circuits.score:ScoreConfig"),
+    "induce-config": lambda: fields_of("caseback.tasks.induce:InduceConfig"),
+    "propose-config": lambda: fields_of("caseback.tasks.propose:ProposeConfig"),
+    "family-fields": lambda: fields_of("caseback.model.families:Family"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write what the documents say of the program from the program.")
+    parser.add_argument("--run", help="also keep the table and the picture of this run")
+    asked = parser.parse_args()
+    if asked.run:
+        keep(asked.run)
+    (DOCS / "cli.md").write_text(cli(), "utf-8")
+    for page in pages():
+        page.write_text(filled(page.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
