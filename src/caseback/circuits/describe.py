@@ -80,7 +80,6 @@ def describe(found: Discovery) -> Checkpoint:
             **asdict(found.config),
             "selection_metric": about.metric,
             "scores": dict(scores.method)["name"],
-            "model_files": dict(about.files),
         },
         "chosen": {"edges": found.sizes[found.chosen], "target": found.config.target},
         "notes": _notes(found),
@@ -124,7 +123,7 @@ def _notes(found: Discovery) -> list[str]:
             else "."
         ),
         f"Faithfulness is (M(C) − M(∅)) / (M(full) − M(∅)). Random: mean of {config.draws} shuffles of the scores "
-        "within edge type. "
+        f"within edge type, on {min(config.control_pairs, n)} of those pairs, like what is left without the circuit. "
         "Random and position-agnostic circuits have as many live token-level edges as the circuit.",
         f"The chosen size is the smallest that reaches {config.target:g} on {config.control_pairs} discovery "
         f"pairs; minimality and exact patching use {config.patch_pairs} held-out pairs.",

@@ -121,7 +121,10 @@ def _say(record: Record) -> None:
 
 def _headline(table: dict[str, Any], details: Any) -> str:
     i = table["sizes"].index(details["chosen"]["edges"])
+    mine, random, agnostic = (
+        f"{round(table[name][i], 2) + 0.0:.0%}" for name in ("faithfulness", "random", "agnostic")
+    )
     return (
-        f"{table['sizes'][i]:,} of {table['sizes'][-1]:,} edges keep {table['faithfulness'][i]:.0%} of the answer on held-out prompts; "
-        f"as many random edges keep {table['random'][i]:.0%}, as many without positions {table['agnostic'][i]:.0%}."
+        f"{table['sizes'][i]:,} of {table['sizes'][-1]:,} edges keep {mine} of the answer on held-out prompts; "
+        f"as many random edges keep {random}, as many without positions {agnostic}."
     )
