@@ -134,8 +134,7 @@ class Forward:
         self.plan = Plan.of(circuit, owner.delta)
         present = [s for s in range(self.graph.n_spans) if owner.layout.starts[s] < owner.layout.starts[s + 1]]
         self.present = np.isin(np.arange(self.graph.n_spans), present)
-        used = self.plan.weights.abs().sum(dim=(0, 1)).cpu().numpy() > 0
-        self.used = used
+        self.used = (self.plan.weights != 0).flatten(0, 1).any(dim=0).cpu().numpy()
         """Writers whose Δ some reader needs."""
         self.known = np.zeros(self.graph.n_writers, dtype=bool)
         """Writers whose Δ stands in the buffer; the others' is zero."""

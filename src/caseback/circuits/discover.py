@@ -33,6 +33,7 @@ from caseback.core.progress import Progress, silent
 from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.evidence import Agreement, Interval, cmd, cpr, faithfulness, mean_intervals
 from caseback.model.model import Model
+from caseback.model.run import counting
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import metric_of
 from caseback.tasks.task import Task
@@ -211,10 +212,10 @@ class _Counted:
 
     def fold(self, name: str, steps: int, step: Callable[[Checkpoint | None, int], Checkpoint]) -> Checkpoint:
         def counted(state: Checkpoint | None, i: int) -> Checkpoint:
-            before = self.model.cost.forwards
-            found = step(state, i)
-            spent = self.model.cost.forwards - before + (int(state.data["forwards"]) if state else 0)
-            return Checkpoint(found.arrays, {**found.data, "forwards": spent})
+            with counting(self.model) as spent:
+                found = step(state, i)
+            before = int(state.data["forwards"]) if state else 0
+            return Checkpoint(found.arrays, {**found.data, "forwards": before + spent.forwards})
 
         done = self.stages.fold(name, steps, counted)
         self.forwards += int(done.data["forwards"])

@@ -7,6 +7,7 @@ exact on.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,10 @@ class Norm:
         """The norm a module computes, found by probing it; None where it is no such norm."""
         if any(isinstance(child, nn.Linear) for child in module.modules()):
             return None
-        anchor = next(iter(module.parameters()), torch.zeros(()))
+        like = next(iter(module.parameters()), torch.zeros(()))
+        own, module = module, copy.deepcopy(module).float()  # half precision would blur what the probes show
         with torch.no_grad():
-            probe = torch.randn((4, d), generator=torch.Generator().manual_seed(0)).to(anchor)
+            probe = torch.randn((4, d), generator=torch.Generator().manual_seed(0)).to(like.device)
             zero, one, signs = torch.zeros_like(probe[0]), torch.ones_like(probe[0]), torch.ones_like(probe[0])
             signs[::2] = -1
             bias, flat, swing = module(zero), module(1e3 * one), module(1e3 * signs)
@@ -60,7 +62,7 @@ class Norm:
             )
             if eps is None:  # y = weight c/√(c² + eps) at a small c gives it away (OLMo keeps it nowhere)
                 eps = 1e-6 * float(((weight * signs / (module(1e-3 * signs) - bias)).square() - 1).median())
-            norm = Norm(module, weight, bias, eps, centred)
+            norm = Norm(own, weight.to(like), bias.to(like), eps, centred)
             n, _ = norm.unit(probe)
             return norm if torch.allclose(weight * n + bias, module(probe), rtol=1e-4, atol=1e-5) else None
 

@@ -11,7 +11,7 @@ the prompts: how much a ranking moves with the prompts alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,16 +29,13 @@ from caseback.tasks.encode import PairBatch
 
 __all__ = ["Aggregates", "Row", "aggregate", "compare"]
 
-AGGREGATIONS = ("sum_abs", "abs_sum", "max_abs")
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Aggregates:
     """Σ_x of each aggregation over positions, for every residual edge, per third of the prompts."""
 
     graph: Graph
     values: Float[np.ndarray, "3 part writer reader"]
-    """Aggregations in the order of AGGREGATIONS; parts are disjoint sets of prompts."""
+    """Σ_p |s|, |Σ_p s|, max_p |s|, each summed over the prompts of a part; parts are disjoint sets of prompts."""
     n: int
     """Prompts."""
 
@@ -84,8 +81,6 @@ def aggregate(
 
 def _spanless(pairs: PairBatch) -> PairBatch:
     """The pairs with one span for everything."""
-    from dataclasses import replace
-
     return replace(pairs, clean=replace(pairs.clean, spans={}), counterfactual=replace(pairs.counterfactual, spans={}))
 
 

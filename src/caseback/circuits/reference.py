@@ -153,10 +153,11 @@ def mean_reference(model: Model, layers: list[Layer], batches: Iterable[PairBatc
         ]
 
     def mean(value: Tensor) -> Tensor:
-        return value / counts.clamp(min=1).view(-1, *[1] * (value.dim() - 1))
+        return (value / counts.clamp(min=1).view(-1, *[1] * (value.dim() - 1))).to(model.hf.dtype)
 
     means = {name: [mean(value) for value in values] for name, values in sums.items()}
-    return Mean(spans, mean(embed), means, [total / met.clamp(min=1) for total in patterns])
+    blocks = [(total / met.clamp(min=1)).to(model.hf.dtype) for total in patterns]
+    return Mean(spans, mean(embed), means, blocks)
 
 
 def reference_of(

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,9 +66,6 @@ class ScoreConfig:
             raise CircuitError(f"steps and tokens are whole numbers of at least 1, not {self.steps} and {self.tokens}")
         if self.reference not in ("counterfactual", "mean", "zero"):
             raise CircuitError(f"there is no reference {self.reference!r}; there are: counterfactual, mean, zero")
-
-
-Spans = Literal["schema", "none", "tokens"]
 
 
 def batches(pairs: PairBatch, tokens: int) -> Iterator[PairBatch]:
@@ -119,6 +116,7 @@ def score(
         residual += found.residual()
         crossing += found.crossing()
         lengths.append(found.layout.lengths.cpu().numpy())
+        del found  # or two batches' flows stand side by side
         done += chunk.n
         progress("score", done, pairs.n)
     residual *= graph.residual_allowed
@@ -279,11 +277,13 @@ class _Pass:
         at: list[Key] = [*((name, layer) for name in wanted for layer in every), ("resid_final", None)]
         keys: list[Key] = [*((name, layer) for name in valued for layer in every), *at]
         kept = capture(model, self.pairs.clean, keys, embed=embed, attend=attend)
-        metric = metric_of(self.pairs.metric)(kept.logits, self.pairs)
+        with torch.enable_grad():  # also inside a caller's no_grad
+            metric = metric_of(self.pairs.metric)(kept.logits, self.pairs)
+            total = metric.sum()
         targets = [kept.values[key] for key in at]
         if self.by_head:
             targets += [inner[layer][2][name] for layer in every for name in "qkv"]
-        found = torch.autograd.grad(metric.sum(), targets, retain_graph=self.by_head)
+        found = torch.autograd.grad(total, targets, retain_graph=self.by_head)
         gradient = dict(zip(at, found, strict=False))
         posts = iter(found[len(at) :])
         model.cost.backwards += self.pairs.n

@@ -34,12 +34,15 @@ def runs(
     method: Annotated[str | None, typer.Option(help="Only runs whose method has this in its name.")] = None,
     model: Annotated[str | None, typer.Option(help="Only runs whose model has this in its name.")] = None,
     task: Annotated[str | None, typer.Option(help="Only runs whose task has this in its name.")] = None,
+    reindex: Annotated[bool, typer.Option("--reindex", help="Rebuild the index from the run folders first.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the runs of a study folder, newest first."""
     from caseback.study import Study
 
     folder = Study(study)
+    if reindex:
+        folder.reindex()
     rows = folder.runs(method=method, model=model, task=task)
     if as_json:
         fields = ("id", "status", "method", "model", "task", "created", "headline", "note")

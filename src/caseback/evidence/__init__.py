@@ -1,4 +1,4 @@
-"""The arithmetic of belief: intervals, splits, rank statistics and curves. NumPy only; no method, no model, no page."""
+"""The arithmetic of belief: intervals, rank statistics and curves. NumPy only; no method, no model, no page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from caseback.evidence.ranks import (
     top_difference,
     top_recall,
 )
-from caseback.evidence.splits import split
 
 __all__ = [
     "Agreement",
@@ -55,7 +54,6 @@ __all__ = [
     "ratio_intervals",
     "sign_agreement",
     "spearman",
-    "split",
     "top",
     "top_difference",
     "top_recall",

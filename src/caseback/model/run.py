@@ -27,7 +27,7 @@ from caseback.model.sites import Site, expand
 from caseback.model.taps import Key, Tap, check_supported, tapped
 
 if TYPE_CHECKING:
-    from caseback.model.model import Model
+    from caseback.model.model import Cost, Model
 
 __all__ = ["Run", "Start", "cut", "execute", "paste", "run"]
 
@@ -362,7 +362,7 @@ def _all_fired(model: Model, edit: Sequence[Edit | RowEdit], fired: list[int]) -
 
 
 @contextmanager
-def counting(model: Model) -> Iterator[Any]:
+def counting(model: Model) -> Iterator[Cost]:
     """The cost of what runs inside: forwards and backwards counted in sequences."""
     before = (model.cost.forwards, model.cost.backwards)
     spent = type(model.cost)()
