@@ -26,8 +26,16 @@ __all__ = ["COMMANDS", "app", "main"]
 COMMANDS = {
     "circuit": ("caseback.cli.circuit:circuit", "Find, check and draw the circuit behind a task."),
     "task": ("caseback.cli.task:app", "Tasks: list them, check them on a model, export and import them."),
+    "experiment": (
+        "caseback.cli.experiment:app",
+        "Experiments: positions, schemas, and scores against exact patching.",
+    ),
     "schema": ("caseback.cli.schema:app", "Schemas: induce, propose and apply the spans of a task."),
     "model": ("caseback.cli.model:app", "Models: sites, families, and the identities that must hold."),
+    "exchange": (
+        "caseback.cli.exchange:app",
+        "Circuits in the JSON of EAP-IG and MIB: write one, read and measure one.",
+    ),
     "runs": ("caseback.cli.runs:runs", "List the runs of a study folder."),
     "show": ("caseback.cli.runs:show", "Print a run."),
     "report": ("caseback.cli.runs:report", "Write a run's page and print where it is."),

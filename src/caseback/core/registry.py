@@ -21,7 +21,15 @@ GROUP = "caseback"
 _OFFERS: dict[tuple[str, str], str] = {
     ("view", "circuit"): "caseback.show.circuit:notebook",
     ("report", "circuit"): "caseback.show.circuit:report",
+    ("report", "patching"): "caseback.show.experiments:report",
+    ("report", "positions"): "caseback.show.experiments:report",
+    ("report", "schemas"): "caseback.show.experiments:report",
+    ("payload", "circuit"): "caseback.show.payload:validate",
+    ("payload", "experiment"): "caseback.show.experiments:validate",
     ("method", "circuit"): "caseback.study.circuit:METHOD",
+    ("method", "patching"): "caseback.study.experiments:PATCHING",
+    ("method", "positions"): "caseback.study.experiments:POSITIONS",
+    ("method", "schemas"): "caseback.study.experiments:SCHEMAS",
     ("check", "circuits"): "caseback.circuits.check:identities",
 }
 

@@ -24,7 +24,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from caseback.show.payload import validate
+from caseback.core import registry
 from caseback.study import files
 
 __all__ = ["fragment", "page", "write"]
@@ -74,7 +74,7 @@ def write(payload: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
 
 def page(payload: Mapping[str, Any]) -> str:
     """The self-contained HTML page of a payload. Raises CasebackError when the payload does not follow its schema."""
-    validate(payload)
+    registry.get("payload", str(payload.get("kind")))(payload)
     data = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
     data = data.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes its JSON escape
     imports, style = _static()

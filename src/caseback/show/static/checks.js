@@ -65,7 +65,7 @@ function agreement(validation) {
 }
 
 // Estimated against exact, with the line on which they are equal.
-function scatter(pairs) {
+export function scatter(pairs) {
   const points = pairs.filter(([a, b]) => known(a) && known(b));
   if (points.length < 3) return null;
   const box = el("figure", { class: "scatter" });

@@ -36,7 +36,7 @@ export function recordSection(payload, graph) {
       list("Cost", costs), list("Settings", settings), list("Environment", environment)));
 }
 
-function list(title, values) {
+export function list(title, values) {
   const entries = Object.entries(values);
   if (!entries.length) return null;
   return el("div", {}, el("h3", {}, title),

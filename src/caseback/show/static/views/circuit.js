@@ -50,7 +50,7 @@ export function view(root, payload) {
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((box) => box.setAttribute("open", "")));
 }
 
-function masthead(payload, state) {
+export function masthead(payload, state) {
   const system = matchMedia("(prefers-color-scheme: dark)");
   const dark = () => (state.get().theme ? state.get().theme === "dark" : system.matches);
   const turn = () => state.set({ theme: dark() ? "light" : "dark" });

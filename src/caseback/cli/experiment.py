@@ -1,0 +1,183 @@
+"""`caseback experiment`: what positions change, what schemas change, and how far scores can be trusted, as runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caseback.cli.progress import progress
+
+if TYPE_CHECKING:
+    from caseback.study import Record
+    from caseback.study.experiments import Experiment
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True, help="Experiments: positions, schemas, and scores against exact patching, each a run."
+)
+
+
+class Reference(StrEnum):
+    COUNTERFACTUAL = "counterfactual"
+    MEAN = "mean"
+    ZERO = "zero"
+
+
+TaskName = Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task (`caseback task list`) or a file of pairs.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
+]
+Number = Annotated[
+    int | None, typer.Option("--n", min=4, help="Pairs, both splits together (default: 100, or all of a file).")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Carries = Annotated[Reference, typer.Option("--reference", help="What a removed edge carries.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Gradient points: 1 is EAP, more is EAP-IG (inputs).")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the task's generator and of what is drawn.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
+Force = Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")]
+
+
+@app.command("positions")
+def positions(
+    task: TaskName,
+    model: ModelName = None,
+    n: Number = None,
+    steps: Steps = 1,
+    reference: Carries = Reference.COUNTERFACTUAL,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Cancellation and overestimation: what a ranking of edges loses when it ignores positions."""
+    from caseback.study.experiments import POSITIONS
+
+    _run(POSITIONS, locals(), {"steps": steps})
+
+
+@app.command("schemas")
+def schemas(
+    task: TaskName,
+    proposed: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A schema file of `caseback schema propose`, as a further curve.")
+    ] = None,
+    model: ModelName = None,
+    n: Number = None,
+    points: Annotated[int, typer.Option(min=2, help="Sizes on each curve.")] = 10,
+    draws: Annotated[int, typer.Option(min=1, help="Shuffles behind each schema's random control.")] = 1,
+    steps: Steps = 1,
+    reference: Carries = Reference.COUNTERFACTUAL,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Size against faithfulness under every schema: by hand, induced, proposed, and without positions."""
+    from caseback.study.experiments import SCHEMAS
+
+    _run(SCHEMAS, locals(), {"proposed": proposed, "points": points, "draws": draws, "steps": steps})
+
+
+@app.command("patching")
+def patching(
+    task: TaskName,
+    top: Annotated[int, typer.Option(min=1, help="Best edges that are patched.")] = 200,
+    random: Annotated[int, typer.Option(min=0, help="Edges drawn evenly from the rest of the graph.")] = 300,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs that are scored and patched.")] = 8,
+    steps: Annotated[
+        str, typer.Option(metavar="M[,M…]", help="Gradient points of each kind of score: 1 is EAP, 1,5 adds EAP-IG.")
+    ] = "1",
+    model: ModelName = None,
+    n: Number = None,
+    reference: Carries = Reference.COUNTERFACTUAL,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Patch sampled edges exactly, one at a time, and hold their scores against it."""
+    from caseback.study.experiments import PATCHING
+
+    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", steps):
+        raise typer.BadParameter(f"--steps is {steps!r}; give numbers of gradient points, such as 1 or 1,5")
+    points = tuple(map(int, steps.split(",")))
+    _run(PATCHING, locals(), {"top": top, "random": random, "pairs": pairs, "steps": points})
+
+
+def _run(experiment: Experiment, asked: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Carry out an experiment as a run: `asked` holds all of the command's arguments, `own` those of its experiment alone."""
+    from caseback.study import Study
+    from caseback.tasks.files import is_file
+
+    common = {name: asked[name] for name in ("task", "model", "n", "seed", "dtype", "device")}
+    if asked["n"] is None and not is_file(asked["task"]):
+        common["n"] = 100
+    config = experiment.Config(**common, reference=asked["reference"].value, **own)
+    with progress() as tick:
+        model = config.load_model(tick)
+        task = config.read_task(model)
+        spec = experiment.spec(config, model, task, passed={**own, "task": asked["task"], "n": asked["n"]})
+        have = {"model": model, "task": task}
+        record = Study(asked["out"]).run(spec, progress=tick, force=asked["force"], have=have)
+    if asked["as_json"]:
+        typer.echo(json.dumps(record.table))
+    else:
+        _say(record)
+
+
+def _say(record: Record) -> None:
+    """The claim, the tables, and where the page is."""
+    view, table = record.stage("view").data, record.table
+    typer.echo(f"{table['task']} on {table['model']}: {table['n']} pairs, {table['kept']} answered right\n")
+    typer.echo(view["claim"])
+    for section in view["sections"]:
+        typer.echo(f"\n{section['title']}")
+        for line in _lines(section["table"]):
+            typer.echo(f"  {line}")
+    typer.echo(f"\n{table['seconds']:.0f} s, {table['peak_memory_mb']:,.0f} MB")
+    typer.echo(f"run {record.id}")
+    typer.echo(f"page {record.report.resolve()}" if record.report else "no page was written")
+
+
+FORMATS = {"count": "{:,.0f}", "percent": "{:.1%}", "number": "{:.3f}", "signed": "{:+.3g}"}
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    """A table of a section as aligned lines."""
+    kinds = [column["kind"] for column in table["columns"]]
+    rows = [[column["name"] for column in table["columns"]]]
+    rows += [[_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True)] for row in table["rows"]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(kinds))]
+    sides = ["<" if kind == "text" else ">" for kind in kinds]
+    return [
+        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)).rstrip() for row in rows
+    ]
+
+
+def _cell(cell: Any, kind: str) -> str:
+    """A number of its kind, its interval behind it; text without what a terminal would act on."""
+    if kind == "text":
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cell)
+    value, *ends = [
+        "–" if part is None else FORMATS[kind].format(part) for part in (cell if isinstance(cell, list) else [cell])
+    ]
+    return f"{value} [{', '.join(ends)}]" if ends else value

@@ -1,0 +1,72 @@
+// The page of an experiment: the finding in a sentence, then curves, clouds of points and tables in the payload's order.
+
+import { scatter } from "caseback/checks";
+import { curvePlot } from "caseback/curve";
+import { el, put } from "caseback/dom";
+import { count, duration, interval, number, percent, score } from "caseback/format";
+import { list } from "caseback/record";
+import { hashState } from "caseback/state";
+import { table } from "caseback/table";
+import { masthead } from "caseback/views/circuit";
+
+// How a number of each kind is written, and its interval.
+const KINDS = {
+  count: { shown: count, between: (low, high) => `${count(low)} … ${count(high)}` },
+  percent: { shown: percent, between: interval },
+  number: { shown: (x) => number(x), between: (low, high) => `${number(low)} … ${number(high)}` },
+  signed: { shown: (x) => score(x), between: (low, high) => `${score(low)} … ${score(high)}`, sign: true },
+};
+
+export function view(root, payload) {
+  const state = hashState({ theme: "" }, { theme: (text) => text === "light" || text === "dark" });
+  put(root,
+    masthead(payload, state),
+    el("section", { class: "finding", "aria-label": "What was found" }, el("p", { class: "claim" }, payload.claim)),
+    payload.sections.map(drawn),
+    howSection(payload),
+    el("footer", {}, "Made by caseback. This file holds everything it shows and asks nothing of any network."));
+}
+
+function drawn({ title, text, curve, points, table: sheet }) {
+  const clouds = points?.map((cloud) => el("figure", {}, scatter(cloud.points), el("figcaption", { class: "soft" }, cloud.name)));
+  return el("section", {},
+    el("h2", {}, title),
+    el("p", { class: "soft measure" }, text),
+    curve && curvePlot(curve.series, { xLabel: curve.x, yLabel: curve.y, label: `${title}; the tables have the numbers` }).box,
+    clouds && el("div", { class: "clouds" }, clouds),
+    sheet && tableOf(sheet, title));
+}
+
+function tableOf({ columns, rows }, caption) {
+  const shown = columns.map(({ name, kind }, i) => {
+    const by = (row) => (Array.isArray(row[i]) ? row[i][0] : row[i]);
+    if (kind === "text") return { name, by, show: by };
+    return { name, number: true, by, show: (row) => cell(row[i], KINDS[kind]) };
+  });
+  return table(shown, rows, { caption });
+}
+
+function cell(content, { shown, between, sign }) {
+  const [value, low, high] = Array.isArray(content) ? content : [content];
+  const known = typeof low === "number" && typeof high === "number";
+  return [
+    el("span", { class: sign && typeof value === "number" ? (value >= 0 ? "for" : "against") : null }, shown(value)),
+    known && [" ", el("small", {}, between(low, high))],
+  ];
+}
+
+function howSection({ task, model, cost, settings, environment, notes }) {
+  const { seconds, cpu_seconds: cpu, peak_memory_mb: memory, sessions } = cost;
+  const dropped = Object.entries(task.dropped ?? {}).map(([reason, n]) => `${count(n)} ${reason}`).join(", ");
+  return el("section", { class: "record" },
+    el("h2", {}, "How it was measured"),
+    notes.length > 0 && el("ul", { class: "notes" }, notes.map((note) => el("li", {}, note))),
+    el("div", { class: "lists" },
+      list("Task", {
+        task: task.name, metric: task.metric, pairs: count(task.n), "answered right": count(task.kept),
+        measured: count(task.measured), accuracy: percent(task.accuracy), dropped: dropped || "none",
+      }),
+      list("Model", { model: model.id, ...(model.revision ? { revision: model.revision } : {}) }),
+      list("Cost", { time: duration(seconds), "processor time": duration(cpu), "peak memory": `${count(memory)} MB`, sessions }),
+      list("Settings", settings), list("Environment", environment)));
+}
