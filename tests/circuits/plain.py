@@ -91,7 +91,8 @@ class Plain:
         if reference == "zero":
             self.old = {site: torch.zeros_like(value) for site, value in self.old.items()}
         if reference == "mean":
-            self.old = {site: self._mean(value) for site, value in self.old.items() if "pattern" not in site}
+            means = {True: self._mean_pattern, False: self._mean}
+            self.old = {site: means["pattern" in site](value) for site, value in self.old.items()}
         clean, other = (model.run(batch, read=self.READS) for batch in (pairs.clean, pairs.counterfactual))
         self.new: dict[str, Tensor] = {}
         self.constant = [self._constant(layer, clean) for layer in range(model.n_layers)]
@@ -109,6 +110,19 @@ class Plain:
             inside = (self.span == number) & real
             if inside.any():
                 out[inside] = value[inside].mean(dim=0)
+        return out
+
+    def _mean_pattern(self, value: Tensor) -> Tensor:
+        """Every pair of tokens gets the mean over the pairs of the same two spans, the later token looking at the earlier."""
+        out, real = torch.zeros_like(value), self.pairs.clean.mask
+        causal = torch.ones(value.shape[-2:], dtype=torch.bool).tril()
+        for t in range(self.graph.n_spans):
+            for s in range(t + 1):
+                rows, columns = (self.span == t) & real, (self.span == s) & real
+                inside = rows[:, :, None] & columns[:, None, :] & causal
+                for head in range(value.shape[1]):
+                    if inside.any():
+                        out[:, head][inside] = value[:, head][inside].mean()
         return out
 
     @torch.no_grad()

@@ -72,12 +72,14 @@ def _ends(ready: Ablator, share: float) -> Circuit:
     return Circuit.full(ready.graph) if share else Circuit.empty(ready.graph)
 
 
+@pytest.mark.parametrize("reference", ["counterfactual", "mean"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_oss"])
-def test_peap_replaces_blocks_by_reference_pattern_times_reference_value(name: str) -> None:
+def test_peap_replaces_blocks_by_reference_pattern_times_reference_value(name: str, reference: str) -> None:
     """z = Σ_kept A v + Σ_removed A* v*, rows not renormalised; a pair of spans is kept where all three channels are."""
     model, pairs = model_of(name), pairs_of(name)
-    ready, plain = ablator(model, pairs, mixing="peap"), Plain(model, pairs, mixing="peap")
-    exact = ablator(model, pairs)
+    ready = ablator(model, pairs, mixing="peap", reference=reference)
+    plain = Plain(model, pairs, reference, mixing="peap")
+    exact = ablator(model, pairs, reference=reference)
     for seed, share in enumerate((0.5, 0.9, 0.98)):
         circuit = some_circuit(ready.graph, share, seed)
         found = ready.logits(circuit)
