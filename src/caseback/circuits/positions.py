@@ -29,6 +29,7 @@ from caseback.tasks.encode import PairBatch
 
 __all__ = ["Aggregates", "Row", "aggregate", "compare"]
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Aggregates:
     """Σ_x of each aggregation over positions, for every residual edge, per third of the prompts."""
