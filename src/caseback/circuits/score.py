@@ -203,7 +203,8 @@ def crossing_effects(
     reference: tuple[Tensor, Tensor, Tensor],
 ) -> Float[Tensor, "3 batch head t s"]:
     """Exact change of u_t·z_t when one query-key logit takes q*, one key is k*, one value is v* (see the head of this
-    file)."""
+    file). Where A is 1 within round-off, what the other tokens would get is lost: the smaller 1 − A, the less is known of
+    a logit that falls, and at A = 1 the change counts as 0."""
     A, rep = pattern, call.q.shape[1] // call.k.shape[1]
     q, k, v = (
         call.q.detach(),
@@ -218,8 +219,10 @@ def crossing_effects(
 
     def c(other: Tensor) -> Tensor:
         delta = other - logit if cap is None else cap * (torch.tanh(other / cap) - torch.tanh(logit / cap))
-        grown = A * torch.expm1(delta.clamp(max=30.0))  # beyond e^30 the pattern is saturated anyway
-        return torch.where(A < 1, grown / (1 + grown), 0.0)
+        fall = -delta.abs()  # numerator and denominator times e^-δ where δ > 0, so that nothing overflows
+        part = -A * torch.expm1(fall)
+        changed = torch.where(delta > 0, part / (fall.exp() + part), part / (part - 1))
+        return torch.where((A > 0) & (A < 1), changed, 0.0)
 
     Q = c(q_ @ k.transpose(-1, -2) * call.scaling) * toward
     K = c(q @ k_.transpose(-1, -2) * call.scaling) * toward
