@@ -51,7 +51,7 @@ class Row:
     """1 − |top ∩ top′| / K."""
     difference_control: float
     spearman: float
-    """Rank correlation over the union of the two tops."""
+    """Rank correlation over the edges in both tops."""
     spearman_control: float
 
 
