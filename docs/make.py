@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ SOURCE = ROOT / "src" / "caseback"
 DOCS = ROOT / "docs"
 PICTURE = DOCS / "images" / "page.png"
 IOI = DOCS / "ioi.json"
+INDUCED = DOCS / "schemas.jsonl"
 BAR = "\\|"
 ROOMS = {
     "core": "what every room shares: errors, progress, stages, the registry, provenance, the cache",
@@ -188,6 +188,20 @@ def task_table() -> str:
     return table(("task", "asks", "example", "spans"), rows)
 
 
+def induced() -> str:
+    """The table of `python -m bench.schemas --json`, kept in docs/schemas.jsonl."""
+    if not INDUCED.exists():
+        return "(not measured yet: `python -m bench.schemas --json > docs/schemas.jsonl`, then `python docs/make.py`)"
+    rows = []
+    for line in INDUCED.read_text("utf-8").splitlines():
+        found = json.loads(line)
+        figures = [f"{found[name]:.2f}" for name in ("single", "equal", "shuffled", "hand")]
+        mine = f"{found['induced']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+        rows.append((found["task"], found["held_out"], str(found["n"]), mine, *figures))
+    heads = ("task", "held out", "prompts", "F1, induced (95%)", "single", "equal", "shuffled", "from hand")
+    return f"{table(heads, rows)}\n\nMade by `python -m bench.schemas --json > docs/schemas.jsonl`."
+
+
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [columns, tuple("---" for _ in columns), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in line)} |" for line in lines)
@@ -234,7 +248,7 @@ def keep(name: str) -> None:
 
 
 def picture(page: Path) -> None:
-    """A screenshot of a report, 1280 wide, its colours reduced where a tool for that is there."""
+    """A screenshot of the top of a report."""
     from playwright.sync_api import sync_playwright
 
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -242,14 +256,12 @@ def picture(page: Path) -> None:
     with sync_playwright() as playwright:
         sandbox = hasattr(os, "geteuid") and os.geteuid() != 0  # Chromium refuses its sandbox to root
         browser = playwright.chromium.launch(executable_path=chromium, chromium_sandbox=sandbox)
-        view = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce")
+        view = browser.new_page(viewport={"width": 1280, "height": 1040}, color_scheme="light", reduced_motion="reduce")
         view.goto(page.resolve().as_uri())
         view.wait_for_selector("#size")
         view.wait_for_timeout(500)
         view.screenshot(path=PICTURE)
         browser.close()
-    if shutil.which("pngquant"):
-        subprocess.run(["pngquant", "--force", "--output", PICTURE, PICTURE], check=False)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -259,6 +271,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "families": families,
     "tasks": task_table,
     "ioi": ioi,
+    "induced": induced,
     "discover-config": lambda: fields_of("caseback.circuits.discover:DiscoverConfig"),
     "score-config": lambda: fields_of("caseback.circuits.score:ScoreConfig"),
     "induce-config": lambda: fields_of("caseback.tasks.induce:InduceConfig"),
