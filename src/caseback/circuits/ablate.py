@@ -39,9 +39,18 @@ from caseback.model.model import Model
 from caseback.model.run import execute, passing
 from caseback.tasks.encode import PairBatch
 
-__all__ = ["Ablator", "Mixing"]
+__all__ = ["Ablator", "Mixing", "require_patterns"]
 
 Mixing = Literal["exact", "peap"]
+
+
+def require_patterns(mixing: Mixing, reference: Reference) -> None:
+    """Raise CircuitError where the mixing needs patterns that the reference has not."""
+    if mixing == "peap" and reference == "zero":
+        raise CircuitError(
+            "the peap mode replaces removed blocks by reference pattern × reference value: use the "
+            "counterfactual or the mean reference"
+        )
 
 
 @dataclass(frozen=True)
@@ -88,11 +97,7 @@ class Ablator:
             raise CircuitError(
                 "circuits are ablated with key and value readers per KV head; score with grouped=True to evaluate"
             )
-        if mixing == "peap" and reference == "zero":
-            raise CircuitError(
-                "the peap mode replaces removed blocks by reference pattern × reference value: use the "
-                "counterfactual or the mean reference"
-            )
+        require_patterns(mixing, reference)
         self.model, self.layers, self.graph, self.mixing = model, layers, graph, mixing
         self.block_output = model.block_output  # found out by a run of its own, before any override is in place
         self.pairs = pairs.to(model.device)

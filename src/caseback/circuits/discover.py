@@ -13,13 +13,13 @@ one and a half forwards up to 5 % of the edges.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from caseback.circuits.ablate import Mixing
+from caseback.circuits.ablate import Mixing, require_patterns
 from caseback.circuits.evaluate import Measured, curve_sizes, measure
 from caseback.circuits.graph import Circuit, Scores
 from caseback.circuits.parts import graph_of, layers_of, require
@@ -74,16 +74,17 @@ class DiscoverConfig:
     tokens: int = 320
     """Tokens processed at a time."""
     seed: int = 0
-    """Of shuffles, samples and bootstrap."""
+    """Of shuffles and samples; the bootstrap's is fixed."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "draws", "patch_pairs", "control_pairs", "tokens"):
+        for name in ("steps", "draws", "patched", "patch_pairs", "control_pairs", "minimal", "tokens"):
             if getattr(self, name) < 1:
                 raise CircuitError(f"{name} is a whole number of at least 1, not {getattr(self, name)}")
         if self.points < 2:
             raise CircuitError(f"a curve has at least 2 points, not {self.points}")
         if not 0 < self.target <= 1:
             raise CircuitError(f"the target faithfulness lies in (0, 1], not {self.target}")
+        require_patterns(self.mixing, self.reference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,6 @@ class _Counted:
     model: Model
     stages: Stages
     forwards: int = 0
-    _names: list[str] = field(default_factory=list)
 
     def fold(self, name: str, steps: int, step: Callable[[Checkpoint | None, int], Checkpoint]) -> Checkpoint:
         def counted(state: Checkpoint | None, i: int) -> Checkpoint:
