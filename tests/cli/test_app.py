@@ -163,7 +163,11 @@ app.main(["runs"])
 def test_ctrl_c_is_130() -> None:
     body = "    print('ready', flush=True)\n    time.sleep(60)"
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT.format(body=body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job begins with Ctrl-C ignored
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -15,7 +15,7 @@ import pytest
 
 from caseback.core import registry
 from caseback.core.errors import CasebackError
-from caseback.show import report
+from caseback.show import circuit, report
 
 from .synthetic import hostile, payload
 
@@ -140,8 +140,9 @@ def test_a_fragment_is_the_page_in_a_frame() -> None:
     assert frame[1]["srcdoc"] == report.page(made)
 
 
-def test_the_registry_offers_the_fragment() -> None:
-    assert registry.get("view", "circuit") is report.fragment
+def test_the_registry_offers_what_a_notebook_and_a_record_show() -> None:
+    assert registry.get("view", "circuit") is circuit.notebook
+    assert registry.get("report", "circuit") is circuit.report
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,8 +319,7 @@ class Scores:
         _check_shapes(self.graph, self.residual, self.crossing)
 
     @property
-    def n(self) -> int:
-        """Examples behind the scores."""
+    def n(self) -> int:  # examples behind the scores
         return len(self.lengths)
 
     @property

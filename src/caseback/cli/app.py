@@ -28,13 +28,13 @@ COMMANDS = {
     "task": ("caseback.cli.task:app", "Tasks: list them, check them on a model, export and import them."),
     "experiment": (
         "caseback.cli.experiment:app",
-        "Experiments: positions, schemas, and scores against exact patching.",
+        "Experiments: positions, schemas, exact patching.",
     ),
     "schema": ("caseback.cli.schema:app", "Schemas: induce, propose and apply the spans of a task."),
     "model": ("caseback.cli.model:app", "Models: sites, families, and the identities that must hold."),
     "exchange": (
         "caseback.cli.exchange:app",
-        "Circuits in the JSON of EAP-IG and MIB: write one, read and measure one.",
+        "Circuits in the JSON of EAP-IG and MIB: write, read.",
     ),
     "runs": ("caseback.cli.runs:runs", "List the runs of a study folder."),
     "show": ("caseback.cli.runs:show", "Print a run."),
