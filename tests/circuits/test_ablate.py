@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -342,3 +343,23 @@ def test_what_cannot_be_ablated_is_refused_in_a_sentence() -> None:
         Ablator(model, layers_of(model), ready.graph, pairs, reference="mean")
     with pytest.raises(FamilyError, match="falcon has no circuits: its model file has attention code of its own"):
         graph_of(Model(tiny("falcon")), ("all",))
+
+
+def test_two_threads_ablate_one_model_without_mixing() -> None:
+    model, pairs = model_of("llama"), [pairs_of("llama"), pairs_of("llama", 1)]
+    ready = [ablator(model, one) for one in pairs]
+    circuits = [some_circuit(ready[0].graph, share, 2) for share in (0.3, 0.8)]
+    alone = [one.logits(circuit) for one, circuit in zip(ready, circuits, strict=True)]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(6):
+            if not torch.equal(ready[i].logits(circuits[i]), alone[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and not left_behind(model)

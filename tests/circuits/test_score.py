@@ -76,6 +76,7 @@ def test_a_writer_s_edges_add_up_to_what_the_model_makes_of_it(name: str, groupe
     """Σ_v score(u → v, s) = Δ_u · ∂M/∂u at every span, within 5e-5 of the largest."""
     expected = by_span(node_effects(model_of(name), pairs_of(name)), pairs_of(name))
     assert equal(scored(name, grouped).residual.sum(axis=2), expected, 5e-5)
+    assert equal(scored(name, grouped).nodes, expected, 5e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "olmo2", "gpt_oss"])
