@@ -1,8 +1,9 @@
 """`python docs/make.py`: what the documents say of the program is written from the program itself.
 
     python docs/make.py                 docs/cli.md, and every block between `<!-- made: NAME -->` and `<!-- end -->`
-    python docs/make.py --run RUN       also what comes from a run of `caseback circuit ioi`: docs/ioi.json and
-                                        docs/images/page.png (needs Chromium; RUN is a run's id or folder, or "latest")
+    python docs/make.py --run RUN       also what comes from a run (its id or folder, or "latest"): of `caseback circuit`
+                                        docs/ioi.json and docs/images/page.png (needs Chromium), of `caseback
+                                        experiment NAME` docs/NAME.json
 
 tests/docs compares the files with what this would write, so they cannot fall behind.
 """
@@ -225,26 +226,53 @@ def ioi() -> str:
         f"{run['chosen']['edges']:,} edges. CPR {run['cpr']:.3f}, CMD {run['cmd']:.3f} (linear axis); "
         f"{run['forwards']:,} forwards. Scores against exact patching of {run['validation']['n']} edges: Pearson "
         f"{run['validation']['pearson']:.2f}, Spearman {run['validation']['spearman']:.2f}, equal sign "
-        f"{run['validation']['sign_agreement']:.0%}. caseback {run['versions']['caseback']}, torch "
-        f"{run['versions']['torch']}, transformers {run['versions']['transformers']}; made by `{run['command']}`."
+        f"{run['validation']['sign_agreement']:.0%}. {made_by(run)}"
     )
     heads = ("edges", "faithfulness", "95% interval", "random", "position-agnostic")
     return f"{table(heads, rows)}\n\n{facts}"
 
 
+def experiment(method: str) -> str:
+    """The claim and the first table of the run kept in docs/METHOD.json."""
+    path = DOCS / f"{method}.json"
+    if not path.exists():
+        return f"(no run is kept here yet: `caseback experiment {method} ioi`, then `python docs/make.py --run latest`)"
+    from caseback.cli.experiment import _cell as shown  # as the command prints them
+
+    run = json.loads(path.read_text("utf-8"))
+    columns = tuple(column["name"] for column in run["section"]["columns"])
+    kinds = [column["kind"] for column in run["section"]["columns"]]
+    rows = [tuple(shown(cell, kind) for cell, kind in zip(row, kinds)) for row in run["section"]["rows"]]
+    return f"{run['claim']}\n\n{table(columns, rows)}\n\n{made_by(run)}"
+
+
+def made_by(run: dict[str, Any]) -> str:
+    names = ("caseback", "torch", "transformers")
+    versions = ", ".join(f"{name} {run['versions'][name]}" for name in names)
+    return f"*`{run['command']}` on {run['model']}; {versions}.*"
+
+
 def keep(name: str) -> None:
-    """Keep a run's table in docs/ioi.json and a picture of its page in docs/images/."""
+    """Keep what the documents show of a run: its figures as JSON, and of a circuit study a picture of the page."""
     from caseback.study import Study
 
     record = Study().find(name)
-    kept = {key: value for key, value in record.table.items() if key not in ("run", "seconds", "peak_memory_mb")}
-    kept |= {name: record.details[name] for name in ("chosen", "validation")}
-    passed = {key: value for key, value in record.spec.passed.items() if value not in (None, 0) and key != "task"}
-    words = ["caseback", record.spec.method, record.spec.task, *(f"--{key} {value}" for key, value in passed.items())]
-    kept |= {"command": " ".join(words), "versions": dict(record.versions)}
-    IOI.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-    assert record.report is not None, f"run {record.id} has no page: caseback report {record.id}"
-    picture(record.report)
+    spec = record.spec
+    words = ["caseback", *(["experiment"] if spec.method != "circuit" else []), spec.method, spec.task]
+    for key, value in spec.passed.items():
+        if value not in (None, 0) and key != "task":
+            words += [f"--{key}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    kept = {"command": " ".join(words), "versions": dict(record.versions), "model": record.table["model"]}
+    if spec.method == "circuit":
+        kept |= {key: value for key, value in record.table.items() if key not in ("run", "seconds", "peak_memory_mb")}
+        kept |= {key: record.details[key] for key in ("chosen", "validation")}
+        assert record.report is not None, f"run {record.id} has no page: caseback report {record.id}"
+        picture(record.report)
+    else:
+        view = record.stage("view").data
+        kept |= {"claim": view["claim"], "section": view["sections"][0]["table"]}
+    path = IOI if spec.method == "circuit" else DOCS / f"{spec.method}.json"
+    path.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
 
 
 def picture(page: Path) -> None:
@@ -272,6 +300,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "tasks": task_table,
     "ioi": ioi,
     "induced": induced,
+    "positions": lambda: experiment("positions"),
+    "patching": lambda: experiment("patching"),
+    "schemas": lambda: experiment("schemas"),
     "discover-config": lambda: fields_of("caseback.circuits.discover:DiscoverConfig"),
     "score-config": lambda: fields_of("caseback.circuits.score:ScoreConfig"),
     "induce-config": lambda: fields_of("caseback.tasks.induce:InduceConfig"),
