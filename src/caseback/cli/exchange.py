@@ -65,7 +65,7 @@ def write(
         raise StudyError(f"run {record.id} is of the method {record.spec.method!r}; only a circuit run holds a circuit")
     limit = edges or int(record.details["chosen"]["edges"])
     scores, ranking = _ranked(record)
-    circuit = largest(ranking, lambda circuit: circuit.n_edges, limit)
+    circuit = largest(ranking, lambda circuit: float(circuit.n_edges), float(limit))
     if not circuit.n_edges:
         raise CircuitError(f"no circuit of at most {limit} edges leads from the embedding to the logits; ask for more")
     with progress() as tick:
@@ -76,9 +76,7 @@ def write(
         typer.echo(json.dumps({**found, "graph_edges": scores.graph.n_edges, "spans": list(scores.graph.spans)}))
         return
     less = f" (the largest circuit of at most {limit:,})" if circuit.n_edges < limit else ""
-    typer.echo(
-        f"{out}: {circuit.n_edges:,} of {scores.graph.n_edges:,} edges{less}, at {scores.graph.n_spans} positions"
-    )
+    typer.echo(f"{out}: {circuit.n_edges:,} of {scores.graph.n_edges:,} edges{less}, in {scores.graph.n_spans} spans")
 
 
 def _ranked(record: Record) -> tuple[Scores, Ranking]:
@@ -235,11 +233,8 @@ def _random(held: Exchanged, lengths: Any, seed: int) -> list[Circuit]:
 
 
 def _say(found: dict[str, Any]) -> None:
-    where = (
-        f"at {len(found['spans'])} positions ({', '.join(found['spans'])})"
-        if found["positions"]
-        else "without positions"
-    )
+    spans = found["spans"]
+    where = f"in {len(spans)} spans ({', '.join(spans)})" if found["positions"] else "without positions"
     typer.echo(_plain(f"{found['file']}: {found['edges']:,} of {found['graph_edges']:,} edges, {where}"))
     typer.echo(f"{found['n_layers']} layers of {found['n_heads']} heads on {found['n_kv_heads']} key/value heads")
     for note in found["notes"]:

@@ -37,10 +37,6 @@ class CircuitConfig:
     """A schema file whose spans replace the task's; "none" ignores positions, "tokens" makes every token position a span."""
     discover: DiscoverConfig = field(default_factory=DiscoverConfig)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.discover, Mapping):  # as read back from a record
-            object.__setattr__(self, "discover", DiscoverConfig(**self.discover))
-
     def load_model(self, progress: Progress) -> Model:
         return load(self.model, dtype=self.dtype, device=self.device, progress=progress)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
 
@@ -34,9 +34,7 @@ class Method(Protocol):
 
     name: str
     Config: Any
-    """A frozen dataclass of plain values (numbers, strings, booleans, None, tuples of them); a nested dataclass comes
-    back as a mapping, which the Config turns into what it holds.
-    """
+    """A frozen dataclass of plain values (numbers, strings, booleans, None, tuples of them) and of such dataclasses."""
 
     def run(self, config: Any, run: RunFolder, progress: Progress) -> None:
         """Compute through `run.stage` and `run.fold`, end with `run.write_result`."""
@@ -90,9 +88,10 @@ class Spec:
         return sha256_json(plain(same))
 
     def config(self, Config: Any) -> Any:
-        """The method's Config again."""
+        """The method's Config again, the dataclasses in it included."""
+        kinds = get_type_hints(Config)
         try:
-            return Config(**{name: _tuples(value) for name, value in self.params.items()})
+            return Config(**{name: _typed(kinds.get(name), _tuples(value)) for name, value in self.params.items()})
         except TypeError as error:
             raise StudyError(
                 f"the parameters of this {self.method} run do not fit this version of caseback ({error}); run it anew"
@@ -118,6 +117,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} {value!r} has no place in a record; use numbers, text, lists and mappings")
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A mapping as the dataclass that stands in its place."""
+    is_config = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    return kind(**value) if is_config and isinstance(value, Mapping) else value
 
 
 def _tuples(value: Any) -> Any:

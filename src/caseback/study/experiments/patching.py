@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 
 from caseback.circuits.graph import Graph, Scores
+from caseback.circuits.parts import graph_of
 from caseback.circuits.patching import Patched, patch_edges, sample_edges
-from caseback.circuits.score import ScoreConfig
+from caseback.circuits.score import ScoreConfig, span_names
 from caseback.core.errors import CircuitError
 from caseback.core.progress import Progress
 from caseback.core.stages import Checkpoint, Stages
@@ -78,6 +79,11 @@ class PatchingConfig(ExperimentConfig):
 def patching(config: PatchingConfig, model: Model, task: Task, stages: Stages, progress: Progress) -> Finding:
     """Scores beside exact effects, on the same pairs: what differs is the scores' approximation and nothing else."""
     pairs = task[: config.pairs].encode(model)
+    graph = graph_of(model, span_names(pairs))
+    if config.top + config.random > graph.n_edges:
+        raise CircuitError(
+            f"{config.top} top and {config.random} random edges were asked for; the graph has {graph.n_edges} edges"
+        )
     names = {steps: "EAP" if steps == 1 else f"EAP-IG ({steps})" for steps in config.steps}
     hows = {m: ScoreConfig(reference=config.reference, steps=m, tokens=config.tokens) for m in config.steps}
     mean = mean_of(model, pairs, hows[config.steps[0]])
@@ -99,7 +105,7 @@ def patching(config: PatchingConfig, model: Model, task: Task, stages: Stages, p
         steps: Patched(edges=edges, score=one.flat[edges].astype(float), exact=exact, n_top=n_top)
         for steps, one in scores.items()
     }
-    return _compared(found, scores[config.steps[0]].graph, names, noise)
+    return _compared(found, graph, names, noise)
 
 
 def _sampled(config: PatchingConfig, scores: Sequence[Scores]) -> tuple[np.ndarray, int]:
@@ -125,12 +131,9 @@ def _compared(found: Mapping[int, Patched], graph: Graph, names: Mapping[int, st
     for name in MEASURES:
         for i, end in enumerate(("", "_low", "_high")):
             table[name + end] = [row[name][i] for row in rows]
-    claims = [
-        f"{row['scores']} follows exact patching with a rank correlation of {row['spearman'][0]:.3f} over {row['edges']} "
-        f"edges, and with the right sign on {row['sign'][0]:.1%} of the {row['compared']} that have one"
-        for row in rows
-        if row["subset"] == "all"
-    ]
+    whole = [row for row in rows if row["subset"] == "all"]
+    ranked = ", ".join(f"{row['scores']} {row['spearman'][0]:.3f}" for row in whole)
+    signs = ", ".join(f"{row['scores']} {row['sign'][0]:.1%}" for row in whole)
     notes = [
         "The exact effect of an edge is M(full) − M(full without it): its reader alone sees the reference value of its "
         "source, and everything after runs on. Scores and effects are of the same pairs.",
@@ -140,7 +143,7 @@ def _compared(found: Mapping[int, Patched], graph: Graph, names: Mapping[int, st
         "The intervals say how much the agreement would move with other pairs, not with other edges.",
     ]
     return Finding(
-        claim="; ".join(claims) + ".",
+        claim=f"Rank correlation with exact patching over {n} edges: {ranked}; right signs: {signs}.",
         table={"pairs": n_pairs, "patched": n, "n_top": n_top, "n_random": n - n_top, "round_off": noise, **table},
         sections=_sections(found, rows, graph, names),
         notes=notes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def schemas(config: SchemasConfig, model: Model, task: Task, stages: Stages, pro
     laid, tasks = _laid(config, model, task)
     curves = _ranked(config, model, tasks, stages, progress)
     whole = math.ceil(curves[0].size(Circuit.full(curves[0].graph)))
-    limits = curve_sizes(whole, config.points, first=min(100, whole // 4 or 1))
+    limits = [float(size) for size in curve_sizes(whole, config.points, first=min(100, whole // 4 or 1))]
     found = {curve.name: _measured(config, model, curve, limits, stages, progress) for curve in curves}
     needed = {
         name: [next((row["token_edges"] for row in rows if row["faithfulness"] >= level), None) for level in LEVELS]
@@ -142,6 +143,11 @@ def schemas(config: SchemasConfig, model: Model, task: Task, stages: Stages, pro
         f"Random control: {config.draws} shuffle{'s'[: config.draws > 1]} of each schema's scores within edge type; "
         f"the curve drawn is that of the spans {first}.",
     ]
+    for one, other in combinations(tasks, 2):
+        if _cut(tasks[one]) == _cut(tasks[other]):
+            notes.append(
+                f"The spans {LABELS[one]} and those {LABELS[other]} cut every pair alike: one curve hides the other."
+            )
     return Finding(
         claim=f"80 % of the answer takes this many token-level edges: {', '.join(map(said, needed))}.",
         table=table,
@@ -216,6 +222,11 @@ def _laid(config: SchemasConfig, model: Model, task: Task) -> tuple[dict[str, La
         return one[[i for i, pair in enumerate(one.pairs) if (pair.clean, pair.counterfactual) in common]]
 
     return laid, {name: shared(one.task) for name, one in laid.items()}
+
+
+def _cut(task: Task) -> list[list[tuple[int, int]]]:
+    """Where the spans of every pair begin and end; empty ones do not count."""
+    return [[(start, end) for _, start, end in pair.spans if start < end] for pair in task.pairs]
 
 
 def _ranked(
