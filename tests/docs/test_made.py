@@ -96,6 +96,13 @@ def test_every_command_named_exists_with_its_options() -> None:
             assert used <= options, f"{where}: caseback {name} has no {sorted(used - options)}"
 
 
+def test_every_make_target_and_benchmark_named_exists() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", EVERYTHING, re.MULTILINE)) <= set(targets)
+    modules = {path.stem for path in (ROOT / "bench").glob("*.py")}
+    assert set(re.findall(r"`python -m bench[. ]([a-z]+)", EVERYTHING)) <= modules
+
+
 def test_every_link_leads_somewhere() -> None:
     for page in pages():
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", WRITTEN[page.name]):
