@@ -101,10 +101,12 @@ def _peers(found: Mapping[str, Any]) -> str:
                 [f"{name}: {what}", f"{seconds[job]:.2f}", f"{seconds['caseback']:.3f}", faster, f"≥ {one['target']}"]
             )
         versions = ", ".join(f"{package} {version}" for package, version in one["versions"].items())
-        apart = one["agreement"]["largest_difference"]
+        apart, first = one["agreement"]["largest_difference"], one["first_call_cpu_s_a_pair"]
+        cold = "; ".join(f"{name} {value:.2f}" for name, value in first.items())
         notes.append(
             f"- {name} ({versions}; `{one['worker']}`): {one['case']}. It scores {one['edge_count']:,} edges, caseback "
-            f"{one['caseback_edges']:,}.\n  Summed over spans the two differ by at most {apart:.0e} of the largest score."
+            f"{one['caseback_edges']:,}.\n  Summed over spans the two differ by at most {apart:.0e} of the largest score. "
+            f"The first call of a process, which is not counted\n  above, took these CPU-s a pair: {cold}."
         )
     about = "\n".join(notes)
     return f"""## Beside other tools

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,9 @@ def _smollm2_ioi(folder: Path) -> Case:
 
 def _gpt2_shape(folder: Path) -> Case:
     from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     torch.manual_seed(0)
     hf = GPT2LMHeadModel(GPT2Config())
     hf.save_pretrained(folder)
@@ -197,27 +200,23 @@ class _Worker:
 
 
 def _compare(peer: Peer, python: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    import time
-
     case = peer.case(folder)
     worker = _Worker(peer, python, folder / "worker.log")
     try:
         facts = worker.ask(case.spec)
-        ours = score(case.model, case.pairs)
-        seconds: dict[str, list[float]] = {"caseback": [], **{job: [] for job in peer.jobs}}
-        for number in range(rounds + 1):  # the first is for warming up, and for comparing what was found
+        seconds: dict[str, list[float]] = {name: [] for name in (*peer.jobs, "caseback")}
+        for number in range(rounds + 1):  # the first warms up, and what it found is compared
             for job in peer.jobs:
-                took = worker.ask({"job": job, "save": str(folder / f"{job}.npy") if number == 0 else None})["cpu"]
-                if number:
-                    seconds[job].append(took)
+                saved = str(folder / f"{job}.npy") if number == 0 else None
+                seconds[job].append(worker.ask({"job": job, "save": saved})["cpu"])
             began = time.process_time()
-            score(case.model, case.pairs)
-            if number:
-                seconds["caseback"].append(time.process_time() - began)
+            ours = score(case.model, case.pairs)
+            seconds["caseback"].append(time.process_time() - began)
         worker.ask({"job": "metric", "save": str(folder / "metric.npy")})
     finally:
         worker.close()
     n = case.pairs.n
+    first = {name: values.pop(0) / n for name, values in seconds.items()}
     return {
         "case": case.about,
         "requirements": peer.requirements,
@@ -226,6 +225,7 @@ def _compare(peer: Peer, python: Path, folder: Path, rounds: int) -> dict[str, A
         "caseback_edges": ours.graph.n_edges,
         "rounds": rounds,
         "cpu_s_a_pair": {name: float(np.median(values)) / n for name, values in seconds.items()},
+        "first_call_cpu_s_a_pair": first,
         "times_faster": {job: ratio(seconds[job], seconds["caseback"]) for job in peer.jobs},
         "jobs": peer.jobs,
         "target": peer.target,
