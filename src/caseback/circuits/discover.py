@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from caseback.circuits.ablate import Mixing, require_patterns
 from caseback.circuits.evaluate import Measured, curve_sizes, measure
@@ -25,7 +24,7 @@ from caseback.circuits.graph import Circuit, Scores
 from caseback.circuits.parts import graph_of, layers_of, require
 from caseback.circuits.patching import Patched, patch_edges, sample_edges
 from caseback.circuits.reference import Mean, Reference, mean_reference
-from caseback.circuits.score import ScoreConfig, batches, score, span_names
+from caseback.circuits.score import ScoreConfig, batches, by_length, score, span_names
 from caseback.circuits.select import Merge, Ranking, Sign, best_first, largest, shuffled, top_n
 from caseback.core import registry
 from caseback.core.errors import CircuitError
@@ -318,7 +317,7 @@ def _discover(
     random, agnostic = _controls(scores, ranking, circuits, config)
 
     def several(name: str, pairs: PairBatch, chosen: Sequence[Circuit]) -> Measured:
-        chunks = list(batches(_by_length(pairs), config.tokens))
+        chunks = list(batches(by_length(pairs), config.tokens))
 
         def step(state: Checkpoint | None, i: int) -> Checkpoint:
             done = sum(chunk.n for chunk in chunks[:i]) * len(chosen)
@@ -366,11 +365,6 @@ def _discover(
     )
 
 
-def _by_length(pairs: PairBatch) -> PairBatch:
-    """Short prompts first, so that a batch holds little padding."""
-    return pairs[torch.argsort(pairs.clean.lengths, stable=True).tolist()]
-
-
 def _rising(circuits: Sequence[Circuit]) -> list[Circuit]:
     """Those with more edges than the one before; the first few edges taken may all hang in the air."""
     kept: list[Circuit] = []
@@ -392,7 +386,7 @@ def _ends(found: Measured) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _scored(model: Model, pairs: PairBatch, config: DiscoverConfig, mean: Mean | None, run: _Counted) -> Scores:
     """Scores, summed chunk by chunk so that a killed run loses at most one."""
     how = ScoreConfig(reference=config.reference, steps=config.steps, tokens=config.tokens)
-    chunks = list(batches(_by_length(pairs), config.tokens))
+    chunks = list(batches(by_length(pairs), config.tokens))
     graph = graph_of(model, span_names(pairs))
 
     def step(state: Checkpoint | None, i: int) -> Checkpoint:

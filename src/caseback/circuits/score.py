@@ -68,15 +68,25 @@ class ScoreConfig:
             raise CircuitError(f"there is no reference {self.reference!r}; there are: counterfactual, mean, zero")
 
 
+PADDING = 0.12
+"""Share of padding above which a batch is cut, once it has LEAST tokens: a smaller batch then costs less than the padding."""
+LEAST = 160
+
+
+def by_length(pairs: PairBatch) -> PairBatch:
+    """Short prompts first, so that a batch holds little padding."""
+    return pairs[torch.argsort(pairs.clean.lengths, stable=True).tolist()]
+
+
 def batches(pairs: PairBatch, tokens: int) -> Iterator[PairBatch]:
-    """The pairs in order, as many at a time as fit into about `tokens` tokens with their padding, at least one."""
-    lengths = pairs.clean.lengths.tolist()
-    start = width = 0
-    for row, length in enumerate(lengths):
-        width = max(width, length)
-        if row > start and (row + 1 - start) * width > tokens:
+    """The pairs in order, at least one at a time, as many as fit into `tokens` tokens without much padding."""
+    start = real = width = 0
+    for row, length in enumerate(pairs.clean.lengths.tolist()):
+        real, width = real + length, max(width, length)
+        room = (row + 1 - start) * width
+        if row > start and (room > tokens or (real - length >= LEAST and real < (1 - PADDING) * room)):
             yield pairs[start:row]
-            start, width = row, length
+            start, real, width = row, length, length
     yield pairs[start:]
 
 
@@ -103,7 +113,7 @@ def score(
     `mean` gives the means of the "mean" reference; without it they are taken over these pairs. Raises FamilyError where
     circuits are not exact on the model's family and CircuitError where spans do not cover the prompts.
     """
-    config, pairs = config or ScoreConfig(), encoded(model, pairs)
+    config, pairs = config or ScoreConfig(), by_length(encoded(model, pairs))
     graph = graph_of(model, span_names(pairs), grouped=config.grouped)
     layers = layers_of(model)
     residual, crossing = np.zeros(graph.residual_shape), np.zeros(graph.crossing_shape)
