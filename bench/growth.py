@@ -20,7 +20,7 @@ BASE = {"layers": 30, "pairs": 8, "tokens": 20}
 VARIED = {"tokens": (10, 20, 50, 100, 200), "pairs": (1, 2, 4, 8, 16, 32), "layers": (8, 15, 30, 60)}
 
 
-def measure(rounds: int = 3) -> None:
+def measure(rounds: int = 2) -> None:
     """Measure and write bench/results/growth.json."""
     known: dict[tuple[int, ...], dict[str, Any]] = {}
     series: dict[str, list[dict[str, Any]]] = {}

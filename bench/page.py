@@ -159,11 +159,11 @@ evaluated circuit is the best-first one of {share:.0%} of the edges. Both cut a 
 
 def _command(found: Mapping[str, Any]) -> str:
     outcome, seconds, target = found["outcome"], found["wall_s"], found["targets"]["wall_s"]
-    sizes, load = len(outcome["sizes"]), max(found["load_before"])
+    sizes, load = len(outcome["sizes"]), found["load_before"]
     return f"""## From start to end
 
 `{found["measured"]}`: **{seconds:.0f} s** of wall time (target: {target} s on 2 idle cores; load average before it {load:.1f}),
-{outcome["forwards"]:,} forwards, {sizes} sizes with their controls, peak {outcome["peak_memory_mb"]:,.0f} MB."""
+{found["cpu_s"]:.0f} CPU-s, {outcome["forwards"]:,} forwards, {sizes} sizes with their controls, peak {outcome["peak_memory_mb"]:,.0f} MB."""
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
