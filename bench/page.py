@@ -163,7 +163,8 @@ def _command(found: Mapping[str, Any]) -> str:
     return f"""## From start to end
 
 `{found["measured"]}`: **{seconds:.0f} s** of wall time (target: {target} s on 2 idle cores; load average before it {load:.1f}),
-{found["cpu_s"]:.0f} CPU-s, {outcome["forwards"]:,} forwards, {sizes} sizes with their controls, peak {outcome["peak_memory_mb"]:,.0f} MB."""
+{found["cpu_s"]:.0f} CPU-s, {outcome["forwards"]:,} forwards, {sizes} sizes with their controls, peak
+{outcome["peak_memory_mb"]:,.0f} MB."""
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
