@@ -217,12 +217,12 @@ def ioi() -> str:
     run = json.loads(IOI.read_text("utf-8"))
     columns = ("sizes", "faithfulness", "low", "high", "random", "agnostic")
     rows = [
-        (f"{size:,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}", f"{random:.3f}", f"{agnostic:.3f}")
+        (f"{size:,}", f"{value:z.3f}", f"{low:z.3f} to {high:z.3f}", f"{random:z.3f}", f"{agnostic:z.3f}")
         for size, value, low, high, random, agnostic in zip(*(run[name] for name in columns))
     ]
     facts = (
-        f"{run['task']} on {run['model']}: {run['n']} pairs, accuracy {run['accuracy']:.1%}; chosen: "
-        f"{run['chosen']['edges']:,} edges. CPR {run['cpr']:.3f}, CMD {run['cmd']:.3f} (linear axis); "
+        f"{run['n']} pairs, accuracy {run['accuracy']:.1%}; chosen: {run['chosen']['edges']:,} edges. "
+        f"CPR {run['cpr']:.3f}, CMD {run['cmd']:.3f} (linear axis); "
         f"{run['forwards']:,} forwards. Scores against exact patching of {run['validation']['n']} edges: Pearson "
         f"{run['validation']['pearson']:.2f}, Spearman {run['validation']['spearman']:.2f}, equal sign "
         f"{run['validation']['sign_agreement']:.0%}. {made_by(run)}"
