@@ -20,6 +20,7 @@ from caseback.circuits.score import batches
 from caseback.core.errors import CircuitError, FamilyError, SiteNotReached
 from caseback.model.model import Model
 from caseback.tasks.encode import PairBatch
+from caseback.zoo import ZOO
 from caseback.zoo.tiny import tiny
 
 from .plain import FAMILIES, Plain, close, model_of, pairs_of, some_circuit
@@ -67,6 +68,15 @@ def test_other_references_give_what_the_plain_forward_gives(name: str, reference
     for seed, share in enumerate((0.0, *SHARES, 1.0)):
         circuit = some_circuit(ready.graph, share, seed) if 0 < share < 1 else _ends(ready, share)
         assert close(ready.logits(circuit), plain.circuit(circuit), 2e-5), share
+    deaf = without_readers(some_circuit(ready.graph, 0.7, 3), layer=0)
+    assert close(ready.logits(deaf), plain.circuit(deaf), 2e-5), "heads compare the references of q, k and v"
+
+
+def without_readers(circuit: Circuit, *, layer: int) -> Circuit:
+    """The circuit without any edge into the readers of a layer; its crossing edges stay."""
+    residual, per = circuit.residual.copy(), circuit.graph.readers_per_layer
+    residual[..., layer * per : (layer + 1) * per] = False
+    return Circuit(graph=circuit.graph, residual=residual, crossing=circuit.crossing)
 
 
 def _ends(ready: Ablator, share: float) -> Circuit:
@@ -101,7 +111,10 @@ def test_an_empty_span_is_no_edge() -> None:
     model, pairs = model_of("llama"), pairs_of("llama")
     spans = dict(pairs.clean.spans)
     first, second = spans["same"].clone(), spans["middle"].clone()
-    first[0, 1], second[0, 0] = 0, 0  # row 0: "same" is empty, "middle" begins with the prompt
+    first[:2, 1], second[:2, 0] = (
+        0,
+        0,
+    )  # rows 0 and 1 (which is padded): "same" is empty, "middle" begins with the prompt
     spans |= {"same": first, "middle": second}
     clean, other = replace(pairs.clean, spans=spans), replace(pairs.counterfactual, spans=spans)
     pairs = replace(pairs, clean=clean, counterfactual=other)
@@ -260,9 +273,22 @@ def test_circuits_do_not_leak_into_one_another(name: str) -> None:
     model, pairs = model_of(name), pairs_of(name)
     ready = ablator(model, pairs)
     circuits = [some_circuit(ready.graph, share, seed) for seed, share in enumerate((0.9, 0.05, 0.5, 0.02, 0.97))]
+    circuits.append(without_readers(some_circuit(ready.graph, 0.7, 7), layer=0))
     alone = [ablator(model, pairs).logits(circuit) for circuit in circuits]
-    for i in (0, 1, 2, 3, 4, 1, 3, 0):
-        assert torch.equal(ready.logits(circuits[i]), alone[i])
+    for i in (0, 1, 2, 3, 4, 1, 3, 5, 0, 5):
+        assert torch.equal(ready.logits(circuits[i]), alone[i]), i
+    assert close(alone[5], Plain(model, pairs).circuit(circuits[5]), 2e-5)
+
+
+def test_a_block_passed_over_between_others_writes_no_difference() -> None:
+    """Four layers, the second deaf: later readers keep edges from its writers, whose places in the buffer hold the last
+    circuit's differences."""
+    zoo = ZOO["planted"](n=4)
+    pairs = zoo.task.encode(zoo.model)
+    ready, plain = ablator(zoo.model, pairs), Plain(zoo.model, pairs)
+    deaf = without_readers(some_circuit(ready.graph, 0.7, 0), layer=1)
+    for circuit in (some_circuit(ready.graph, 0.9, 1), deaf, some_circuit(ready.graph, 0.3, 2)):
+        assert close(ready.logits(circuit), plain.circuit(circuit), 2e-5)
 
 
 # --- what must not go unseen -----------------------------------------------------------------------------------------

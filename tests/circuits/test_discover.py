@@ -107,7 +107,8 @@ def test_what_was_asked_and_what_it_cost(found: Discovery, zoo: ZooModel) -> Non
     completeness = SMALL.control_pairs * (2 + sizes)
     minimality = SMALL.patch_pairs * (2 + 1 + SMALL.minimal)
     patch = SMALL.patch_pairs * (2 + 2 * SMALL.patched)
-    assert found.forwards == n + 2 * half + choose + evaluate + random + completeness + minimality + patch
+    shown = 3
+    assert found.forwards == n + shown + 2 * half + choose + evaluate + random + completeness + minimality + patch
 
 
 def test_the_description_is_plain_data_of_the_same_study(found: Discovery) -> None:
@@ -126,9 +127,7 @@ def test_the_description_is_plain_data_of_the_same_study(found: Discovery) -> No
         assert circuit.size(found.scores.lengths) == pytest.approx(found.token_edges[i])
 
 
-def test_the_same_seed_gives_the_same_and_another_does_not(found: Discovery, zoo: ZooModel) -> None:
-    again = discover(ZOO["induction"]().model, zoo.task, SMALL)
-    assert equal(again, found)
+def test_another_seed_draws_other_controls_and_leaves_the_scores(found: Discovery, zoo: ZooModel) -> None:
     other = discover(zoo.model, zoo.task, replace(SMALL, seed=1, points=3))
     assert np.array_equal(other.scores.flat, found.scores.flat)
     assert not np.array_equal(other.random.metric[:2], found.random.metric[:2])
@@ -187,11 +186,13 @@ class Mortal:
 
 
 def test_a_study_killed_again_and_again_ends_with_the_same(found: Discovery, zoo: ZooModel) -> None:
+    """On another copy of the model: equal seeds give equal studies, down to the last digit of every number."""
+    model = ZOO["induction"]().model
     saved: dict[str, tuple[int, dict[str, np.ndarray], str]] = {}
     kills = 0
     while True:
         try:
-            resumed = discover(zoo.model, zoo.task, SMALL, stages=Mortal(saved, 1 + kills % 3))
+            resumed = discover(model, zoo.task, SMALL, stages=Mortal(saved, 1 + kills % 3))
             break
         except KeyboardInterrupt:
             kills += 1

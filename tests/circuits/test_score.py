@@ -306,14 +306,14 @@ def test_more_gradient_points_converge_and_one_is_the_clean_prompt(name: str) ->
     model, pairs = model_of(name), pairs_of(name)
     assert same(points(name, 1), scored(name), 1e-7)
     assert points(name, 1).method["name"] == "EAP" and points(name, 4).method["name"] == "EAP-IG (inputs)"
-    limit = points(name, 96).flat
+    limit = points(name, 64).flat
     errors = [np.abs(points(name, steps).flat - limit).mean() for steps in (1, 4, 16)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
     metric = metric_of(pairs.metric)
     difference = (metric(model.logits(pairs.clean), pairs) - metric(model.logits(pairs.counterfactual), pairs)).mean()
-    total = [float(points(name, steps).residual[:, 0].sum()) for steps in (1, 16, 96)]
+    total = [float(points(name, steps).residual[:, 0].sum()) for steps in (1, 16, 64)]
     gaps = [abs(value - float(difference)) for value in total]
-    assert gaps[2] < 0.02 * abs(float(difference))
+    assert gaps[2] < 0.03 * abs(float(difference))
     assert gaps[2] < gaps[1] < gaps[0]
 
 

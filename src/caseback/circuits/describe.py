@@ -111,7 +111,7 @@ def _notes(found: Discovery) -> list[str]:
     config, n = found.config, found.n_held_out
     words = {
         "counterfactual": "its value on the counterfactual prompt",
-        "mean": "its mean over the discovery prompts' span",
+        "mean": "its mean over the discovery pairs' counterfactual prompts, tokens of the same span",
         "zero": "zero",
     }
     return [
@@ -124,9 +124,20 @@ def _notes(found: Discovery) -> list[str]:
         ),
         f"Faithfulness is (M(C) − M(∅)) / (M(full) − M(∅)). Random: mean of {config.draws} shuffles of the scores "
         f"within edge type, on {min(config.control_pairs, n)} of those pairs, like what is left without the circuit. "
-        "Random and position-agnostic circuits have as many live token-level edges as the circuit.",
+        "Random and position-agnostic circuits are the largest with no more live token-level edges than the circuit.",
+        *_empty_controls(found),
         f"The chosen size is the smallest that reaches {config.target:g} on {config.control_pairs} discovery "
-        f"pairs; minimality and exact patching use {config.patch_pairs} held-out pairs.",
+        f"pairs or fewer; minimality and exact patching use {min(config.patch_pairs, n)} held-out pairs.",
         "A circuit is a claim about this task's prompts and this ablation, not about the model at large; edges "
         "scored one by one are used together.",
+    ]
+
+
+def _empty_controls(found: Discovery) -> list[str]:
+    """Where a control has no edge at all, its 0 is not a comparison."""
+    empty = [size for size, control in zip(found.sizes, found.agnostic_token_edges, strict=True) if not control]
+    if not empty:
+        return []
+    return [
+        f"Up to {max(empty):,} edges no circuit without positions is small enough: there the control is empty, hence 0."
     ]

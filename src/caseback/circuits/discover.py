@@ -25,12 +25,12 @@ from caseback.circuits.parts import graph_of, layers_of, require
 from caseback.circuits.patching import Patched, patch_edges, sample_edges
 from caseback.circuits.reference import Mean, Reference, mean_reference
 from caseback.circuits.score import ScoreConfig, batches, by_length, score, span_names
-from caseback.circuits.select import Merge, Ranking, Sign, best_first, largest, shuffled, top_n
+from caseback.circuits.select import Merge, Ranking, Sign, best_first, largest, prune, shuffled, top_n
 from caseback.core import registry
 from caseback.core.errors import CircuitError
 from caseback.core.progress import Progress, silent
 from caseback.core.stages import Checkpoint, InMemory, Stages
-from caseback.evidence import Agreement, Interval, cmd, cpr, faithfulness, mean_intervals
+from caseback.evidence import Agreement, Interval, cmd, cpr, faithfulness, faithfulness_difference_intervals
 from caseback.model.model import Model
 from caseback.model.run import counting
 from caseback.tasks.encode import PairBatch
@@ -45,7 +45,8 @@ class DiscoverConfig:
     """How a circuit is looked for and judged."""
 
     reference: Reference = "counterfactual"
-    """What a removed edge carries: the counterfactual prompt's value, the mean over discovery prompts, or zero."""
+    """What a removed edge carries: the counterfactual prompt's value, its mean over the discovery pairs' counterfactual
+    prompts, or zero."""
     mixing: Mixing = "exact"
     """Inside heads: "exact" is what the scores mean, "peap" the published code's unnormalised block replacement."""
     steps: int = 1
@@ -120,6 +121,9 @@ class Discovery:
     """Edges of each circuit, dead ends pruned; rising."""
     token_edges: tuple[float, ...]
     """Live token-level edges, mean over discovery prompts."""
+    random_token_edges: tuple[float, ...]
+    """The same of every draw of every size; never more than the circuit's, and less where the next edge brings many."""
+    agnostic_token_edges: tuple[float, ...]
     circuit: Measured
     """[size, held-out pair]"""
     random: Measured
@@ -177,8 +181,8 @@ class Discovery:
     def losses(self) -> tuple[Interval, ...]:
         """Minimality: faithfulness lost by each tried edge's removal, with its interval over pairs."""
         _, found = self.minimality
-        scale = found.full.mean() - found.empty.mean()
-        return mean_intervals((found.metric[:1] - found.metric[1:]) / scale)
+        whole = np.repeat(found.metric[:1], len(found.metric) - 1, axis=0)
+        return faithfulness_difference_intervals(whole, found.metric[1:], found.full, found.empty)
 
     def agreement(self) -> Agreement:
         """Of scores with exact patching, over the top and the random edges."""
@@ -254,6 +258,9 @@ def discover(
             f"of {task.n} pairs {kept.n} are answered right, and they leave one split empty; ask for more pairs (--n)"
         )
     held_out = kept.held_out
+    with counting(model) as spent:
+        prompts = _shown(model, held_out[:3])
+    run.forwards += spent.forwards
     about = About(
         model=model.name,
         revision=model.source.revision,
@@ -265,7 +272,7 @@ def discover(
         kept=kept.n,
         accuracy=float(check.arrays["accuracy"]),
         dropped=check.data["dropped"],
-        prompts=_shown(model, held_out[:3]),
+        prompts=prompts,
     )
     return _discover(model, kept.discovery.encode(model), held_out.encode(model), about, config, run, progress)
 
@@ -306,9 +313,13 @@ def _discover(
 ) -> Discovery:
     """The study itself, on encoded pairs."""
     layers, spans = layers_of(model), span_names(discovery)
-    mean = (
-        mean_reference(model, layers, batches(discovery, config.tokens), spans) if config.reference == "mean" else None
-    )
+    with counting(model) as spent:
+        mean = (
+            mean_reference(model, layers, batches(discovery, config.tokens), spans)
+            if config.reference == "mean"
+            else None
+        )
+    run.forwards += spent.forwards  # taken again by a resumed run: it is needed there and too large to keep
     how: dict[str, Any] = {"reference": config.reference, "mean": mean, "tokens": config.tokens}
 
     scores = _scored(model, discovery, config, mean, run)
@@ -317,7 +328,8 @@ def _discover(
     random, agnostic = _controls(scores, ranking, circuits, config)
 
     def several(name: str, pairs: PairBatch, chosen: Sequence[Circuit]) -> Measured:
-        chunks = list(batches(by_length(pairs), config.tokens))
+        pairs, place = by_length(pairs)
+        chunks = list(batches(pairs, config.tokens))
 
         def step(state: Checkpoint | None, i: int) -> Checkpoint:
             done = sum(chunk.n for chunk in chunks[:i]) * len(chosen)
@@ -325,11 +337,13 @@ def _discover(
             found = measure(model, chunks[i], chosen, mixing=config.mixing, progress=watch, **how)
             return Checkpoint((Measured.joined([Measured(**state.arrays), found]) if state else found).to_arrays())
 
-        return Measured(**run.fold(name, len(chunks), step).arrays)
+        arrays = run.fold(name, len(chunks), step).arrays
+        return Measured(**{field: array[..., place] for field, array in arrays.items()})
 
     some = discovery[: config.control_pairs]
     reached = faithfulness(*_ends(several("choose", some, circuits))) >= config.target
-    chosen = int(np.argmax(reached))  # the whole graph reaches it at the latest
+    reached[-1] = True  # the whole graph is the model itself, whatever round-off says
+    chosen = int(np.argmax(reached))
     both = several("evaluate", held_out, [*circuits, *agnostic])
     shuffles = several("random", held_out[: config.control_pairs], random)
     without_it = several("completeness", held_out[: config.control_pairs], [c.complement for c in circuits])
@@ -353,7 +367,9 @@ def _discover(
         scores=scores,
         ranking=ranking,
         sizes=tuple(circuit.n_edges for circuit in circuits),
-        token_edges=tuple(circuit.size(scores.lengths) for circuit in circuits),
+        token_edges=_sizes(circuits, scores),
+        random_token_edges=_sizes(random, scores),
+        agnostic_token_edges=_sizes(agnostic, scores),
         circuit=both.rows(slice(len(circuits))),
         random=shuffles,
         agnostic=both.rows(slice(len(circuits), None)),
@@ -363,6 +379,11 @@ def _discover(
         patched=Patched(edges=edges, score=scores.flat[edges].astype(float), exact=exact, n_top=top),
         forwards=run.forwards,
     )
+
+
+def _sizes(circuits: Sequence[Circuit], scores: Scores) -> tuple[float, ...]:
+    weights = scores.graph.weights(scores.lengths)
+    return tuple(float(weights[circuit.flat].sum()) for circuit in circuits)
 
 
 def _rising(circuits: Sequence[Circuit]) -> list[Circuit]:
@@ -386,7 +407,8 @@ def _ends(found: Measured) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _scored(model: Model, pairs: PairBatch, config: DiscoverConfig, mean: Mean | None, run: _Counted) -> Scores:
     """Scores, summed chunk by chunk so that a killed run loses at most one."""
     how = ScoreConfig(reference=config.reference, steps=config.steps, tokens=config.tokens)
-    chunks = list(batches(by_length(pairs), config.tokens))
+    pairs, place = by_length(pairs)
+    chunks = list(batches(pairs, config.tokens))
     graph = graph_of(model, span_names(pairs))
 
     def step(state: Checkpoint | None, i: int) -> Checkpoint:
@@ -407,7 +429,7 @@ def _scored(model: Model, pairs: PairBatch, config: DiscoverConfig, mean: Mean |
         graph=graph,
         residual=(arrays["residual"] / pairs.n).astype(np.float32),
         crossing=(arrays["crossing"] / pairs.n).astype(np.float32),
-        lengths=arrays["lengths"],
+        lengths=arrays["lengths"][place],
         method=method,
     )
 
@@ -415,21 +437,25 @@ def _scored(model: Model, pairs: PairBatch, config: DiscoverConfig, mean: Mean |
 def _controls(
     scores: Scores, ranking: Ranking, circuits: Sequence[Circuit], config: DiscoverConfig
 ) -> tuple[list[Circuit], list[Circuit]]:
-    """Random and position-agnostic circuits with as many live token-level edges as each circuit has."""
-    graph, lengths = scores.graph, scores.lengths
-    limits = [circuit.size(lengths) for circuit in circuits]
+    """Random and position-agnostic circuits, each the largest with no more live token-level edges than the circuit."""
+    graph, weights = scores.graph, scores.graph.weights(scores.lengths)
+
+    def size(circuit: Circuit) -> float:
+        return float(weights[circuit.flat].sum())
+
+    def placed(circuit: Circuit) -> Circuit:
+        """A circuit without positions at every position, its dead ends pruned."""
+        return prune(circuit.expand(graph))
+
+    limits = [size(circuit) for circuit in circuits]
     select = best_first if config.selection == "best-first" else top_n
     rankings = [
         select(shuffled(scores, config.seed + draw), merge=config.merge, sign=config.sign)
         for draw in range(config.draws)
     ]
-    random = [
-        largest(ranking, lambda circuit: circuit.size(lengths), limit) for limit in limits for ranking in rankings
-    ]
+    random = [largest(ranking, size, limit) for limit in limits for ranking in rankings]
     flat = best_first(scores.collapse(), merge=config.merge, sign=config.sign, crossing="free")
-    agnostic = [
-        largest(flat, lambda circuit: circuit.expand(graph).size(lengths), limit).expand(graph) for limit in limits
-    ]
+    agnostic = [placed(largest(flat, lambda circuit: size(placed(circuit)), limit)) for limit in limits]
     return random, agnostic
 
 

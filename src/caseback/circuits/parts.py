@@ -25,6 +25,14 @@ from caseback.model.model import Model
 __all__ = ["Layer", "Layout", "Norm", "graph_of", "layers_of"]
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 where squares would overflow or blur; the model's own norms do the same."""
+    return x.float() if x.dtype in _HALF else x
+
+
 @dataclass(frozen=True)
 class Norm:
     """y = weight ⊙ n + bias with n = c(x)/√(mean c(x)² + eps), where c removes the mean (LayerNorm) or does nothing
@@ -68,15 +76,19 @@ class Norm:
 
     def unit(self, x: Float[Tensor, "*rows d"]) -> tuple[Tensor, Tensor]:
         """(n, 1/√(mean c(x)² + eps)), the second with a last axis of 1."""
-        x = x - x.mean(dim=-1, keepdim=True) if self.centred else x
-        inverse = (x.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
-        return x * inverse, inverse
+        wide = _wide(x)
+        wide = wide - wide.mean(dim=-1, keepdim=True) if self.centred else wide
+        inverse = (wide.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+        return (wide * inverse).to(x.dtype), inverse.to(x.dtype)
 
     def scale(self, x: Float[Tensor, "*rows d"]) -> Tensor:
         """1/√(mean c(x)² + eps), with a last axis of 1."""
         if self.centred:
-            return (x.var(dim=-1, keepdim=True, correction=0) + self.eps).rsqrt()
-        return (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + self.eps).rsqrt()
+            square = _wide(x).var(dim=-1, keepdim=True, correction=0)
+        else:
+            wide = torch.float32 if x.dtype in _HALF else x.dtype
+            square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / x.shape[-1]
+        return (square + self.eps).rsqrt().to(x.dtype)
 
     def fold(self, weight: Float[Tensor, "*rows d"]) -> Tensor:
         """A linear map that reads y, made to read n: W ⊙ weight, its mean over d removed where the norm removes x's."""
@@ -85,7 +97,7 @@ class Norm:
 
     def pull(self, g: Float[Tensor, "*rows d"], n: Tensor) -> Tensor:
         """Jᵀ of the norm for gradients already folded and divided by the scale: g − n (n·g)/d."""
-        return torch.addcmul(g, (g * n).mean(dim=-1, keepdim=True), n, value=-1)
+        return torch.addcmul(g, torch.linalg.vecdot(g, n)[..., None] / n.shape[-1], n, value=-1)
 
     def push(self, delta: Float[Tensor, "*rows d"], n: Tensor, inverse: Tensor) -> Tensor:
         """J δ = weight ⊙ (c(δ) − n (n·δ)/d) / scale."""
@@ -312,4 +324,9 @@ class Layout:
         is_last = where == batch.last.to(where.device)[rows]
         last = torch.empty(n, dtype=torch.long, device=rows.device)
         last[rows[is_last]] = is_last.nonzero()[:, 0]
+        if bool((last < starts[-2]).any()):
+            row = int((last < starts[-2]).nonzero()[0])
+            raise CircuitError(
+                f"the last token of pair {row} lies outside the last span, {spans[-1]!r}, where the logits are read"
+            )
         return Layout(rows, where, starts, span_of, lengths, last)

@@ -111,10 +111,18 @@ class Mean:
     """Name as in `Activations` → per layer [span, ...] (q, k, v: [span, head, dim])."""
     pattern: list[Float[Tensor, "head span_t span_s"]]
     """Mean attention from a token of one span to an earlier or the same token of another (the peap mode's mean pattern)."""
+    counts: Float[Tensor, "span"]
+    """Reference tokens behind each span's mean."""
 
     def at(self, span_of: Tensor) -> Activations:
         """Spread over a batch: every token gets its span's mean."""
         index = span_of.clamp(min=0)
+        empty = [self.spans[s] for s in span_of[span_of >= 0].unique().tolist() if not self.counts[s]]
+        if empty:
+            raise CircuitError(
+                f"the mean reference has no token in span {empty[0]!r}: it is empty in every reference prompt; "
+                "use the counterfactual reference, or more pairs"
+            )
         spread = {name: [value[index] for value in values] for name, values in self.layers.items()}
         heads_first = {name: [value.transpose(1, 2) for value in spread.pop(name)] for name in ("q", "k", "v")}
         causal = torch.ones((span_of.shape[1],) * 2, device=span_of.device).tril()
@@ -157,7 +165,7 @@ def mean_reference(model: Model, layers: list[Layer], batches: Iterable[PairBatc
 
     means = {name: [mean(value) for value in values] for name, values in sums.items()}
     blocks = [(total / met.clamp(min=1)).to(model.hf.dtype) for total in patterns]
-    return Mean(spans, mean(embed), means, blocks)
+    return Mean(spans, mean(embed), means, blocks, counts)
 
 
 def reference_of(

@@ -73,9 +73,10 @@ PADDING = 0.12
 LEAST = 160
 
 
-def by_length(pairs: PairBatch) -> PairBatch:
-    """Short prompts first, so that a batch holds little padding."""
-    return pairs[torch.argsort(pairs.clean.lengths, stable=True).tolist()]
+def by_length(pairs: PairBatch) -> tuple[PairBatch, np.ndarray]:
+    """Short prompts first, so that a batch holds little padding; and where each pair went, to bring results back."""
+    order = torch.argsort(pairs.clean.lengths, stable=True)
+    return pairs[order.tolist()], torch.argsort(order).cpu().numpy()
 
 
 def batches(pairs: PairBatch, tokens: int) -> Iterator[PairBatch]:
@@ -113,7 +114,12 @@ def score(
     `mean` gives the means of the "mean" reference; without it they are taken over these pairs. Raises FamilyError where
     circuits are not exact on the model's family and CircuitError where spans do not cover the prompts.
     """
-    config, pairs = config or ScoreConfig(), by_length(encoded(model, pairs))
+    config = config or ScoreConfig()
+    pairs = encoded(model, pairs)
+    Layout.of(
+        pairs.clean, span_names(pairs)
+    )  # says what is wrong with which pair, before they are put in another order
+    pairs, place = by_length(pairs)
     graph = graph_of(model, span_names(pairs), grouped=config.grouped)
     layers = layers_of(model)
     residual, crossing = np.zeros(graph.residual_shape), np.zeros(graph.crossing_shape)
@@ -135,7 +141,7 @@ def score(
         graph=graph,
         residual=(residual / pairs.n).astype(np.float32),
         crossing=(crossing * graph.crossing_allowed / pairs.n).astype(np.float32),
-        lengths=np.concatenate(lengths).astype(np.float64),
+        lengths=np.concatenate(lengths).astype(np.float64)[place],
         method={"name": "EAP" if config.steps == 1 else "EAP-IG (inputs)", "metric": pairs.metric, **asdict(config)},
     )
 
@@ -164,7 +170,7 @@ class Flows:
         """Run the batch: the reference, the clean prompts with gradients (and the points between)."""
         layout = Layout.of(pairs.clean, graph.spans)
         reference = reference_of(model, layers, pairs, layout, config.reference, mean)
-        readers = model.hf.get_input_embeddings().weight.new_zeros((graph.n_readers - 1, layout.n, model.d_model))
+        readers = model.hf.get_input_embeddings().weight.new_empty((graph.n_readers - 1, layout.n, model.d_model))
         tap = _Pass(model, layers, graph, pairs, layout)
         tap.run(None, readers, weight=1 / config.steps)  # the clean prompt itself first, then the points before it
         delta, clean_embed, calls, patterns = tap.delta(reference), tap.clean_embed, tap.calls, tap.patterns
@@ -300,6 +306,7 @@ class _Pass:
         gradient = dict(zip(at, found, strict=False))
         posts = iter(found[len(at) :])
         model.cost.backwards += self.pairs.n
+        first = not self.u
         for layer in every:
             part = self.layers[layer]
             pre = kept.values["resid_pre", layer].detach()
@@ -309,14 +316,15 @@ class _Pass:
             else:
                 heads = self._heads(gradient, layer, raw)
             block = readers[layer * self.graph.readers_per_layer :]
-            _add_pulled(block[: len(heads)], heads, part.attn_norm, self.layout.gather(pre), weight)
+            _put_pulled(block[: len(heads)], heads, part.attn_norm, self.layout.gather(pre), weight, first=first)
             mlp = self.layout.gather(gradient["mlp_in", layer])[None]
-            _add_pulled(
+            _put_pulled(
                 block[len(heads) : len(heads) + 1],
                 mlp if part.mlp_norm is None else part.mlp_norm.fold(mlp),
                 part.mlp_norm,
                 self.layout.gather(mid),
                 weight,
+                first=first,
             )
         last = torch.arange(self.pairs.n), self.pairs.clean.last
         self.final = self.final + weight * gradient["resid_final", None][last]
@@ -384,16 +392,21 @@ class _Pass:
         return out
 
 
-def _add_pulled(
+def _put_pulled(
     out: Float[Tensor, "reader token d"],
     g: Float[Tensor, "reader token d"],
     norm: Norm | None,
     x: Float[Tensor, "token d"],
     weight: float,
+    *,
+    first: bool,
 ) -> None:
-    """out += weight · Jᵀg, where J is the norm's Jacobian at x (g already folded) or the identity."""
-    if norm is None:
+    """out = (at the first point) or += weight · Jᵀg, where J is the norm's Jacobian at x (g already folded) or the
+    identity."""
+    if norm is not None:
+        n, inverse = norm.unit(x)
+        g = norm.pull(g.mul_(inverse), n)
+    if first:
+        torch.mul(g, weight, out=out)
+    else:
         out.add_(g, alpha=weight)
-        return
-    n, inverse = norm.unit(x)
-    out.add_(norm.pull(g.mul_(inverse), n), alpha=weight)

@@ -58,7 +58,7 @@ def circuit(
     from caseback.circuits.discover import DiscoverConfig
     from caseback.study import Study
     from caseback.study.circuit import CircuitConfig, circuit_spec
-    from caseback.tasks.files import is_file
+    from caseback.tasks.files import is_file, read_task
 
     for name, value, choices in (
         ("--reference", reference, ("counterfactual", "mean", "zero")),
@@ -69,6 +69,8 @@ def circuit(
     ):
         if value not in choices:
             raise typer.BadParameter(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    if is_file(task) and not Path(task).exists():
+        read_task(task)  # says so at once, before a model is loaded
     config = CircuitConfig(
         task=task,
         n=100 if n is None and not is_file(task) else n,

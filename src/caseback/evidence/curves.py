@@ -40,7 +40,7 @@ class Area:
     """Largest measured size, as a fraction of all edges."""
 
 
-def cpr(sizes: Real[np.ndarray, sizes], curve: Real[np.ndarray, sizes], *, axis: Axis = "linear") -> Area:
+def cpr(sizes: Real[np.ndarray, "sizes"], curve: Real[np.ndarray, "sizes"], *, axis: Axis = "linear") -> Area:
     """Mean of f over the measured sizes.
 
     >>> cpr(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 1.0])).value
@@ -49,16 +49,16 @@ def cpr(sizes: Real[np.ndarray, sizes], curve: Real[np.ndarray, sizes], *, axis:
     return _measure(sizes, np.asarray(curve, float), axis)
 
 
-def cmd(sizes: Real[np.ndarray, sizes], curve: Real[np.ndarray, sizes], *, axis: Axis = "linear") -> Area:
+def cmd(sizes: Real[np.ndarray, "sizes"], curve: Real[np.ndarray, "sizes"], *, axis: Axis = "linear") -> Area:
     """Mean of |1 - f| over the measured sizes (of the line between measured heights |1 - f|, as MIB does)."""
     return _measure(sizes, np.abs(1 - np.asarray(curve, float)), axis)
 
 
 def curve_interval(
-    sizes: Real[np.ndarray, sizes],
+    sizes: Real[np.ndarray, "sizes"],
     circuits: Real[np.ndarray, "sizes examples"],
-    full: Real[np.ndarray, examples],
-    empty: Real[np.ndarray, examples],
+    full: Real[np.ndarray, "examples"],
+    empty: Real[np.ndarray, "examples"],
     *,
     measure: Literal["cpr", "cmd"],
     axis: Axis = "linear",
@@ -83,7 +83,7 @@ def _measure(sizes: np.ndarray, heights: np.ndarray, axis: Axis) -> Area:
     return Area(value=float(weights @ heights), axis=axis, start=float(sizes[0]), stop=float(sizes[-1]))
 
 
-def _weights(sizes: np.ndarray, axis: Axis) -> Float[np.ndarray, sizes]:
+def _weights(sizes: np.ndarray, axis: Axis) -> Float[np.ndarray, "sizes"]:
     """The trapezoid rule as weights that sum to 1: half the step on either side, over the width."""
     k = np.asarray(sizes, float)
     if len(k) < 2 or (np.diff(k) < 0).any() or k[0] == k[-1]:

@@ -143,7 +143,7 @@ def _draws(
     return np.concatenate(parts, axis=1)
 
 
-def _ends(value: float, draws: Float[np.ndarray, draws], ends: tuple[float, float]) -> tuple[float, float]:
+def _ends(value: float, draws: Float[np.ndarray, "draws"], ends: tuple[float, float]) -> tuple[float, float]:
     """Quantiles of the draws; an undefined draw counts against both ends."""
     if not np.isfinite(value):
         return -inf, inf
@@ -177,7 +177,7 @@ def mean_intervals(values: Real[np.ndarray, "rows examples"], *, how: Resampling
     return bootstrap(lambda means: means, values, how=how)
 
 
-def mean_interval(values: Real[np.ndarray, examples], *, how: Resampling = DEFAULT) -> Interval:
+def mean_interval(values: Real[np.ndarray, "examples"], *, how: Resampling = DEFAULT) -> Interval:
     """The mean of one sample.
 
     >>> str(mean_interval(np.array([1.0, 2.0, 3.0, 4.0])))
@@ -187,7 +187,7 @@ def mean_interval(values: Real[np.ndarray, examples], *, how: Resampling = DEFAU
 
 
 def difference_interval(
-    a: Real[np.ndarray, examples], b: Real[np.ndarray, examples], *, how: Resampling = DEFAULT
+    a: Real[np.ndarray, "examples"], b: Real[np.ndarray, "examples"], *, how: Resampling = DEFAULT
 ) -> Interval:
     """mean(a) - mean(b) where a[i] and b[i] are the same example."""
     return mean_interval(a - b, how=how)
@@ -206,7 +206,7 @@ def oriented_ratio(estimate: float) -> Callable[[np.ndarray, np.ndarray], np.nda
 
 def ratio_intervals(
     numerator: Real[np.ndarray, "rows examples"],
-    denominator: Real[np.ndarray, examples],
+    denominator: Real[np.ndarray, "examples"],
     *,
     how: Resampling = DEFAULT,
 ) -> tuple[Interval, ...]:
@@ -218,7 +218,7 @@ def ratio_intervals(
 
 
 def ratio_interval(
-    numerator: Real[np.ndarray, examples], denominator: Real[np.ndarray, examples], *, how: Resampling = DEFAULT
+    numerator: Real[np.ndarray, "examples"], denominator: Real[np.ndarray, "examples"], *, how: Resampling = DEFAULT
 ) -> Interval:
     """mean(numerator) / mean(denominator), examples resampled jointly."""
     return ratio_intervals(numerator[None], denominator, how=how)[0]
@@ -226,8 +226,8 @@ def ratio_interval(
 
 def faithfulness(
     circuit: Real[np.ndarray, "*circuits examples"],
-    full: Real[np.ndarray, examples],
-    empty: Real[np.ndarray, examples],
+    full: Real[np.ndarray, "examples"],
+    empty: Real[np.ndarray, "examples"],
 ) -> Float[np.ndarray, "*circuits"]:
     """(mean(m_C) - mean(m_0)) / (mean(m_full) - mean(m_0)): 0 for the empty circuit, 1 for the full model, nan where
     those two are equal.
@@ -239,8 +239,8 @@ def faithfulness(
 
 def faithfulness_intervals(
     circuits: Real[np.ndarray, "circuits examples"],
-    full: Real[np.ndarray, examples],
-    empty: Real[np.ndarray, examples],
+    full: Real[np.ndarray, "examples"],
+    empty: Real[np.ndarray, "examples"],
     *,
     how: Resampling = DEFAULT,
 ) -> tuple[Interval, ...]:
@@ -253,8 +253,8 @@ def faithfulness_intervals(
 def faithfulness_difference_intervals(
     a: Real[np.ndarray, "circuits examples"],
     b: Real[np.ndarray, "circuits examples"],
-    full: Real[np.ndarray, examples],
-    empty: Real[np.ndarray, examples],
+    full: Real[np.ndarray, "examples"],
+    empty: Real[np.ndarray, "examples"],
     *,
     how: Resampling = DEFAULT,
 ) -> tuple[Interval, ...]:

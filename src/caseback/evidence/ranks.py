@@ -51,7 +51,7 @@ class Agreement:
     k: int
 
 
-def agreement(estimate: Real[np.ndarray, items], truth: Real[np.ndarray, items], *, k: int) -> Agreement:
+def agreement(estimate: Real[np.ndarray, "items"], truth: Real[np.ndarray, "items"], *, k: int) -> Agreement:
     """All measures of this file at once."""
     return Agreement(
         n=len(truth),
@@ -64,7 +64,7 @@ def agreement(estimate: Real[np.ndarray, items], truth: Real[np.ndarray, items],
     )
 
 
-def pearson(a: Real[np.ndarray, items], b: Real[np.ndarray, items]) -> float:
+def pearson(a: Real[np.ndarray, "items"], b: Real[np.ndarray, "items"]) -> float:
     """Linear correlation; nan when a side is constant or has under two items."""
     a, b = _pair(a, b)
     if (
@@ -75,20 +75,20 @@ def pearson(a: Real[np.ndarray, items], b: Real[np.ndarray, items]) -> float:
     return float(np.clip((a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)), -1, 1))
 
 
-def ranks(values: Real[np.ndarray, items]) -> Float[np.ndarray, items]:
+def ranks(values: Real[np.ndarray, "items"]) -> Float[np.ndarray, "items"]:
     """Ranks from 1; equal values share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
 
 
-def spearman(a: Real[np.ndarray, items], b: Real[np.ndarray, items]) -> float:
+def spearman(a: Real[np.ndarray, "items"], b: Real[np.ndarray, "items"]) -> float:
     """Pearson's correlation of the ranks."""
     a, b = _pair(a, b)
     return pearson(ranks(a), ranks(b))
 
 
-def kendall(a: Real[np.ndarray, items], b: Real[np.ndarray, items]) -> float:
+def kendall(a: Real[np.ndarray, "items"], b: Real[np.ndarray, "items"]) -> float:
     """tau-b = (concordant - discordant) / sqrt(pairs untied in a * pairs untied in b); quadratic in the number of
     items, made in blocks.
     """
@@ -109,13 +109,13 @@ def kendall(a: Real[np.ndarray, items], b: Real[np.ndarray, items]) -> float:
     return balance / float(np.sqrt(untied_a) * np.sqrt(untied_b))
 
 
-def sign_agreement(a: Real[np.ndarray, items], b: Real[np.ndarray, items]) -> float:
+def sign_agreement(a: Real[np.ndarray, "items"], b: Real[np.ndarray, "items"]) -> float:
     """Share of items whose signs are equal; zero is a sign of its own."""
     a, b = _pair(a, b)
     return float((np.sign(a) == np.sign(b)).mean())
 
 
-def top(scores: Real[np.ndarray, items], k: int, *, absolute: bool = True) -> Int[np.ndarray, k]:
+def top(scores: Real[np.ndarray, "items"], k: int, *, absolute: bool = True) -> Int[np.ndarray, "k"]:
     """Indices of the k greatest scores (of |scores| if `absolute`), greatest first; ties to the lower index."""
     if not 0 < k <= len(scores):
         raise CasebackError(f"the top {k} of {len(scores)} items was asked for; choose 1 to {len(scores)}")
@@ -124,7 +124,7 @@ def top(scores: Real[np.ndarray, items], k: int, *, absolute: bool = True) -> In
 
 
 def top_recall(
-    estimate: Real[np.ndarray, items], truth: Real[np.ndarray, items], *, k: int, absolute: bool = True
+    estimate: Real[np.ndarray, "items"], truth: Real[np.ndarray, "items"], *, k: int, absolute: bool = True
 ) -> float:
     """Share of the truth's top k that the estimate's top k holds."""
     a, b = _pair(estimate, truth)
@@ -132,7 +132,7 @@ def top_recall(
 
 
 def top_difference(
-    a: Real[np.ndarray, items], b: Real[np.ndarray, items], *, share: float, absolute: bool = True
+    a: Real[np.ndarray, "items"], b: Real[np.ndarray, "items"], *, share: float, absolute: bool = True
 ) -> float:
     """1 - |R1 n R2| / L, where R1 and R2 are the top `share` (in (0, 1]) of the two rankings and L is their length
     (PEAP section 2).
@@ -142,7 +142,7 @@ def top_difference(
 
 
 def rank_overlap(
-    a: Real[np.ndarray, items], b: Real[np.ndarray, items], *, share: float, absolute: bool = True
+    a: Real[np.ndarray, "items"], b: Real[np.ndarray, "items"], *, share: float, absolute: bool = True
 ) -> float:
     """Spearman's correlation of the two rankings over the items that stand in the top `share` of both.
 

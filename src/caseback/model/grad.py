@@ -54,16 +54,12 @@ class Captured:
 def _keep(values: dict[Key, Tensor], key: Key, embed: Tensor | None, value: Tensor) -> Tensor:
     if key == ("resid_pre", 0) and embed is not None:
         value = embed.to(value).detach().requires_grad_()
-    if key[
-        0
-    ].endswith(
-        "_in"
-    ):  # an alias: the same tensor may go elsewhere too (parallel blocks, no norm), and only this reader's part is asked for
+    if key[0].endswith("_in"):
+        # an alias: the same tensor may go elsewhere too (parallel blocks, no norm), and only this reader's part is asked for
         value = value.view_as(value)
     values[key] = value
-    return (
-        value.clone() if key[0].endswith("_raw") else value
-    )  # the model file may clamp a projection's output in place (OLMo)
+    # the model file may clamp a projection's output in place (OLMo)
+    return value.clone() if key[0].endswith("_raw") else value
 
 
 def capture(

@@ -20,7 +20,7 @@ from caseback.circuits.evaluate import Measured, curve_sizes, measure
 from caseback.circuits.graph import Circuit, Graph, Scores
 from caseback.circuits.reference import Mean
 from caseback.circuits.score import ScoreConfig
-from caseback.circuits.select import best_first, largest, shuffled
+from caseback.circuits.select import best_first, largest, prune, shuffled
 from caseback.core.errors import CircuitError, TaskError
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
@@ -95,7 +95,7 @@ class _Curve:
         ranking = best_first(scores, crossing="free" if free else "scored")
 
         def lay(circuit: Circuit) -> Circuit:
-            return circuit.expand(self.graph) if free else circuit
+            return prune(circuit.expand(self.graph)) if free else circuit
 
         return [lay(largest(ranking, lambda circuit: self.size(lay(circuit)), limit)) for limit in limits]
 
