@@ -20,8 +20,7 @@ from caseback.circuits.score import batches
 from caseback.core.errors import CircuitError, FamilyError, SiteNotReached
 from caseback.model.model import Model
 from caseback.tasks.encode import PairBatch
-from caseback.zoo import ZOO
-from caseback.zoo.tiny import tiny
+from caseback.zoo.tiny import TINY, tiny
 
 from .plain import FAMILIES, Plain, close, model_of, pairs_of, some_circuit
 
@@ -280,12 +279,12 @@ def test_circuits_do_not_leak_into_one_another(name: str) -> None:
     assert close(alone[5], Plain(model, pairs).circuit(circuits[5]), 2e-5)
 
 
-def test_a_block_passed_over_between_others_writes_no_difference() -> None:
+def test_a_block_passed_over_between_others_writes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four layers, the second deaf: later readers keep edges from its writers, whose places in the buffer hold the last
     circuit's differences."""
-    zoo = ZOO["planted"](n=4)
-    pairs = zoo.task.encode(zoo.model)
-    ready, plain = ablator(zoo.model, pairs), Plain(zoo.model, pairs)
+    monkeypatch.setitem(TINY, "llama:deep", TINY["llama"] | {"num_hidden_layers": 4})
+    model, pairs = Model(tiny("llama:deep")), pairs_of("llama")
+    ready, plain = ablator(model, pairs), Plain(model, pairs)
     deaf = without_readers(some_circuit(ready.graph, 0.7, 0), layer=1)
     for circuit in (some_circuit(ready.graph, 0.9, 1), deaf, some_circuit(ready.graph, 0.3, 2)):
         assert close(ready.logits(circuit), plain.circuit(circuit), 2e-5)
