@@ -133,6 +133,18 @@ def test_an_empty_span_is_no_edge() -> None:
             assert close(ready.logits(circuit), plain.circuit(circuit), 2e-5), (reference, rows)
 
 
+def test_a_mean_over_no_token_is_refused() -> None:
+    model, pairs = model_of("llama"), pairs_of("llama")
+    spans = dict(pairs.clean.spans)
+    spans["same"], spans["middle"] = spans["same"] * 0, spans["middle"].clone()
+    spans["middle"][:, 0] = 0
+    empty = replace(pairs, clean=replace(pairs.clean, spans=spans))
+    mean = mean_reference(model, layers_of(model), [empty], tuple(spans))
+    with pytest.raises(CircuitError, match="the mean reference has no token in span 'same'"):
+        Ablator(model, layers_of(model), graph_of(model, tuple(spans)), pairs, reference="mean", mean=mean)
+    Ablator(model, layers_of(model), graph_of(model, tuple(spans)), empty, reference="mean", mean=mean)
+
+
 # --- the ends --------------------------------------------------------------------------------------------------------
 
 

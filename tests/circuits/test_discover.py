@@ -13,9 +13,11 @@ import pytest
 from caseback.circuits.describe import describe
 from caseback.circuits.discover import DiscoverConfig, Discovery, discover
 from caseback.circuits.graph import Circuit
+from caseback.circuits.select import prune
 from caseback.core.errors import CircuitError, FamilyError, TaskError
 from caseback.core.stages import Checkpoint
 from caseback.model.model import Model
+from caseback.tasks.metrics import logit_diff
 from caseback.zoo import ZOO, ZooModel
 from caseback.zoo.handmade import word_tokenizer
 from caseback.zoo.tiny import tiny
@@ -76,8 +78,20 @@ def test_controls_are_as_large_as_the_circuit_at_most(found: Discovery) -> None:
         for control in random[2 * i : 2 * i + 2]:
             assert control.size(lengths) <= circuit.size(lengths)
         assert agnostic[i].size(lengths) <= circuit.size(lengths)
+        assert agnostic[i] == prune(agnostic[i]), "only live edges are counted"
     assert random[2].size(lengths) > 0.8 * circuits[1].size(lengths)
     assert random[0] != random[1]
+
+
+def test_results_stand_in_the_order_of_the_pairs(found: Discovery, zoo: ZooModel) -> None:
+    """Prompts are run sorted by length, and their numbers put back."""
+    held_out, discovery = zoo.task.held_out.encode(zoo.model), zoo.task.discovery.encode(zoo.model)
+    assert len(set(held_out.clean.lengths.tolist())) > 1
+    expected = logit_diff(zoo.model.logits(held_out.clean), held_out).double().numpy()
+    np.testing.assert_allclose(found.circuit.full, expected, rtol=1e-4)
+    np.testing.assert_allclose(found.random.full, expected[: SMALL.control_pairs], rtol=1e-4)
+    np.testing.assert_allclose(found.minimality[1].full, expected[: SMALL.patch_pairs], rtol=1e-4)
+    assert found.scores.lengths.sum(axis=1).tolist() == discovery.clean.lengths.tolist()
 
 
 def test_each_edge_of_the_circuit_is_needed_and_its_score_is_its_effect(found: Discovery, zoo: ZooModel) -> None:

@@ -392,6 +392,11 @@ def test_what_cannot_be_scored_is_refused_in_a_sentence() -> None:
     spans["end"] = spans["end"] - 2
     with pytest.raises(CircuitError, match=r"token 5 of pair 0 lies in 2 spans"):
         score(model, replace(pairs, clean=replace(pairs.clean, spans=spans)))
+    spans = dict(pairs.clean.spans)
+    spans["middle"], spans["end"] = spans["middle"].clone(), spans["end"].clone()
+    spans["middle"][1, 1], spans["end"][1] = 5, 5  # row 1: the last token is in the middle, and there is no end
+    with pytest.raises(CircuitError, match="the last token of pair 1 lies outside the last span, 'end'"):
+        score(model, replace(pairs, clean=replace(pairs.clean, spans=spans)))
     for name, reason in (
         ("falcon", "its model file has attention code of its own"),
         ("deepseek_v3", "its keys and values are expanded from one latent vector"),

@@ -116,9 +116,8 @@ def score(
     """
     config = config or ScoreConfig()
     pairs = encoded(model, pairs)
-    Layout.of(
-        pairs.clean, span_names(pairs)
-    )  # says what is wrong with which pair, before they are put in another order
+    # says what is wrong with which pair, before they are put in another order
+    Layout.of(pairs.clean, span_names(pairs))
     pairs, place = by_length(pairs)
     graph = graph_of(model, span_names(pairs), grouped=config.grouped)
     layers = layers_of(model)
