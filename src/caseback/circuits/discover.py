@@ -243,7 +243,7 @@ def discover(
     run = _Counted(model, stages or InMemory(progress))
 
     def checked(state: Checkpoint | None, i: int) -> Checkpoint:
-        found = task.check(model, progress=progress)
+        found = task.check(model, progress=lambda stage, done, total: progress("check pairs", done, total))
         keep = {pair.clean + "\0" + pair.counterfactual for pair in found.task.pairs}
         rows = [row for row, pair in enumerate(task.pairs) if pair.clean + "\0" + pair.counterfactual in keep]
         return Checkpoint(

@@ -56,6 +56,7 @@ def circuit(
 ) -> None:
     """Find the circuit behind a task: which parts, at which positions, answer the prompt, and how sure that is."""
     from caseback.circuits.discover import DiscoverConfig
+    from caseback.circuits.parts import require
     from caseback.study import Study
     from caseback.study.circuit import CircuitConfig, circuit_spec
     from caseback.tasks.files import is_file, read_task
@@ -94,6 +95,7 @@ def circuit(
     passed = {"task": task, "model": model, "n": n, "schema": schema, "seed": seed}
     with progress() as tick:
         loaded = config.load_model(tick)
+        require(loaded)  # before its tokenizer is asked for anything
         question = config.read_task(loaded)
         spec = circuit_spec(config, loaded, question, passed=passed)
         record = Study(out).run(spec, progress=tick, force=force, have={"model": loaded, "task": question})
