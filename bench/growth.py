@@ -16,8 +16,8 @@ from bench.clock import write
 
 __all__ = ["measure"]
 
-BASE = {"layers": 30, "pairs": 8, "tokens": 20}
-VARIED = {"tokens": (10, 20, 50, 100, 200), "pairs": (1, 2, 4, 8, 16, 32), "layers": (8, 15, 30, 60)}
+BASE = {"layers": 30, "pairs": 4, "tokens": 20}
+VARIED = {"tokens": (10, 20, 50, 100, 200), "pairs": (1, 4, 16, 32), "layers": (8, 15, 30, 60)}
 
 
 def measure(rounds: int = 2) -> None:

@@ -47,7 +47,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
     from bench import cases
     from caseback.circuits.ablate import Ablator
-    from caseback.circuits.graph import Circuit
+    from caseback.circuits.graph import Circuit, Scores
     from caseback.circuits.parts import graph_of, layers_of
     from caseback.circuits.score import ScoreConfig, batches, score
     from caseback.circuits.select import best_first
@@ -65,9 +65,11 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     layers = layers_of(model)
     circuit = Circuit.from_arrays(graph, dict(np.load(spec["circuit"]))) if spec["job"] == "evaluation" else None
 
+    found: list[Scores] = []
+
     def job() -> float:
         if circuit is None:
-            return _cpu(lambda: score(model, pairs))
+            return _cpu(lambda: found.append(score(model, pairs)))
         prepared = (Ablator(model, layers, graph, chunk) for chunk in batches(pairs, ScoreConfig().tokens))
         return sum(_cpu(partial(one.logits, circuit)) for one in prepared)  # the recorded runs are not counted
 
@@ -78,7 +80,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     rounds = [(job(), _cpu(lambda: model.logits(pairs.clean))) for _ in range(spec["rounds"])]
     seconds, forward = zip(*rounds, strict=True)
     if circuit is None and "circuit" in spec:
-        best = best_first(score(model, pairs)).circuit(round(SHARE * graph.n_edges))
+        best = best_first(found[0]).circuit(round(SHARE * graph.n_edges))
         np.savez_compressed(spec["circuit"], **best.to_arrays())
     return {
         "peak_mb": {"before": before, "after": after},
