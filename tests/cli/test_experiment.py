@@ -66,7 +66,8 @@ def test_schemas_draws_a_curve_for_each(experiment: Any, capsys: pytest.CaptureF
         sizes = [row["token_edges"] for row in mine]
         assert sizes == sorted(sizes)
         assert mine[-1]["faithfulness"] == pytest.approx(1, abs=1e-4)
-        assert mine[0]["faithfulness"] > 0.9 > 0.1 > mine[0]["random"]
+        assert mine[0]["random"] < 0.1
+        assert (mine[0]["faithfulness"] > 0.9) == (name != "none")  # without positions so few edges do not do it
         assert all(row["low"] <= row["faithfulness"] <= row["high"] for row in mine)
     assert found["needed_80"][0] < 0.5 * found["needed_80"][2]
     page = Study().find(found["run"]).report
