@@ -64,6 +64,7 @@ def measure(rounds: int = 9) -> None:
     all_cores = interleaved({name: jobs[name] for name in ("F", "scoring")}, rounds=max(rounds // 2, 2))
     found["all_threads"] = {
         "threads": threads,
+        "load_average": os.getloadavg()[0],
         "times": all_cores,
         "wall_over_3F": ratio(all_cores["scoring"].wall, [3 * f for f in all_cores["F"].wall]),
     }
