@@ -191,7 +191,9 @@ def task_table() -> str:
 def induced() -> str:
     """The table of `python -m bench.schemas --json`, kept in docs/schemas.jsonl."""
     if not INDUCED.exists():
-        return "(not measured yet: `python -m bench.schemas --json > docs/schemas.jsonl`, then `python docs/make.py`)"
+        return (
+            "Not measured here yet: `python -m bench.schemas --json > docs/schemas.jsonl`, then `python docs/make.py`."
+        )
     rows = []
     for line in INDUCED.read_text("utf-8").splitlines():
         found = json.loads(line)
@@ -213,7 +215,7 @@ def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def ioi() -> str:
     """The table and the facts of the run kept in docs/ioi.json."""
     if not IOI.exists():
-        return "(no run is kept here yet: `caseback circuit ioi`, then `python docs/make.py --run latest`)"
+        return "Not measured here yet: `caseback circuit ioi`, then `python docs/make.py --run latest`."
     run = json.loads(IOI.read_text("utf-8"))
     columns = ("sizes", "faithfulness", "low", "high", "random", "agnostic")
     rows = [
@@ -235,7 +237,7 @@ def experiment(method: str) -> str:
     """The claim and the first table of the run kept in docs/METHOD.json."""
     path = DOCS / f"{method}.json"
     if not path.exists():
-        return f"(no run is kept here yet: `caseback experiment {method} ioi`, then `python docs/make.py --run latest`)"
+        return f"Not measured here yet: `caseback experiment {method} ioi`, then `python docs/make.py --run latest`."
     from caseback.cli.experiment import _cell as shown  # as the command prints them
 
     run = json.loads(path.read_text("utf-8"))
