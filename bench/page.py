@@ -115,7 +115,8 @@ def _peers(found: Mapping[str, Any]) -> str:
     about = "\n".join(notes)
     return f"""## Beside other tools
 
-The same prompts and weights, float32, one batch, one thread, by turns; CPU seconds a pair. The peers score edges with
+The same prompts and weights, float32, one thread, by turns, each in batches of its own (circuitkit 16 pairs, as in
+its own IOI task; auto-circuit all 8); CPU seconds a pair. The peers score edges with
 positions summed; caseback scores every edge of nine spans and every crossing edge.
 
 {_table(["", "theirs", "caseback", "times faster", "target"], rows)}

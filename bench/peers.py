@@ -1,8 +1,8 @@
 """Scoring beside other tools, on the same prompts and weights, by turns in one run.
 
 Each peer lives in a virtual environment of its own under build/peers, made here at the first run and never a
-dependency. Its worker (`bench.workers`) scores one batch whenever it is told to; between two of its turns caseback
-scores the same batch in this process. Both use one thread. What caseback does is the larger job each time: every
+dependency. Its worker (`bench.workers`) scores all pairs whenever it is told to; between two of its turns caseback
+scores the same pairs in this process. Both use one thread. What caseback does is the larger job each time: every
 residual edge of nine spans and every crossing edge, where the peers score residual edges with positions summed.
 Summed over spans (and a KV head's queries) the numbers must be the same, and the result says how far apart they are.
 """
@@ -55,7 +55,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case:
-    """One batch, for both sides."""
+    """The same pairs for both sides, each of which takes them in batches of its own."""
 
     about: str
     model: Model
@@ -68,7 +68,7 @@ def _smollm2_ioi(folder: Path) -> Case:
     from caseback.model.default import default_folder
 
     model = cases.default_model()
-    task = cases.ioi_task(model, 8)
+    task = cases.ioi_task(model, 32)
     pairs = task.encode(model)
     spec = {
         "folder": str(default_folder()),
@@ -76,7 +76,7 @@ def _smollm2_ioi(folder: Path) -> Case:
         "counterfactual": [pair.counterfactual for pair in task.pairs],
         "labels": torch.cat([pairs.answers, pairs.foils], dim=1).tolist(),
     }
-    return Case("SmolLM2-135M-Instruct, 8 IOI pairs", model, pairs, spec)
+    return Case("SmolLM2-135M-Instruct, 32 IOI pairs", model, pairs, spec)
 
 
 def _gpt2_shape(folder: Path) -> Case:

@@ -32,9 +32,9 @@ INDUCED = DOCS / "schemas.jsonl"
 BAR = "\\|"
 ROOMS = {
     "core": "what every room shares: errors, progress, stages, the registry, provenance, the cache",
+    "evidence": "intervals, splits, rank statistics, areas: arithmetic on NumPy arrays, no method in it",
     "model": "the machine: all that knows transformers",
     "tasks": "the question: pairs of prompts with named spans, schemas, metrics, files",
-    "evidence": "intervals, splits, rank statistics, areas: arithmetic on NumPy arrays, no method in it",
     "zoo": "models with known answers, and a tiny random model of every family",
     "circuits": "graph, scores, selection, ablation, evaluation",
     "study": "the record: specs, runs that can be resumed, the index",

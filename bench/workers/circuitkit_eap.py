@@ -21,11 +21,14 @@ from torch.utils.data import DataLoader
 
 from bench.workers.loop import Ready, serve, versions
 
+BATCH = 16
+"""The batch of its own IOI task (tasks.builtins.ioi_legacy)."""
+
 
 def prepare(case: dict[str, Any]) -> Ready:
     model = circuitkit.load_model(case["folder"], dtype="float32", device="cpu")
     samples: Any = list(zip(case["clean"], case["counterfactual"], case["labels"], strict=True))
-    loader: Any = DataLoader(samples, batch_size=len(samples), collate_fn=collate_EAP)
+    loader: Any = DataLoader(samples, batch_size=BATCH, collate_fn=collate_EAP)
     loader.pair_padding_side, loader.templated = "right", True
     edges, nodes = Graph.from_model(model), Graph.from_model(model, node_scores=True)
     seen: list[torch.Tensor] = []
@@ -36,19 +39,21 @@ def prepare(case: dict[str, Any]) -> Ready:
         rows = torch.arange(len(lengths))
         last = logits[rows, lengths - 1]
         value = last[rows, labels[:, 0]] - last[rows, labels[:, 1]]
-        seen[:] = [value.detach()]
+        seen.append(value.detach())
         return value.sum()
 
     def edge_scores() -> np.ndarray:
+        seen.clear()
         attribute(model, edges, loader, logit_diff, "EAP", quiet=True)
         return edges.scores.numpy()
 
     def node_scores() -> np.ndarray:
+        seen.clear()
         attribute_node(model, nodes, loader, logit_diff, "EAP", quiet=True)
         return nodes.nodes_scores.numpy()
 
     def metric() -> np.ndarray:
-        return seen[0].numpy()
+        return torch.cat(seen).numpy()
 
     return Ready(
         {"edges": edge_scores, "nodes": node_scores, "metric": metric},

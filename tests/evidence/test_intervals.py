@@ -18,6 +18,7 @@ from caseback.evidence import (
     intervals,
     mean_interval,
     mean_intervals,
+    proportion_interval,
     ratio_interval,
     ratio_intervals,
 )
@@ -117,6 +118,23 @@ def test_a_denominator_that_may_be_zero_gives_no_bound():
     assert np.isnan(nothing.value)
     assert (nothing.low, nothing.high) == (-inf, inf)
     assert np.isnan(faithfulness(same, same, same))
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [(30, 40, 0.59806, 0.85813), (0, 10, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (199, 200, 0.97223, 0.99912)],
+)
+def test_wilson_s_interval_of_a_proportion(hits, n, low, high):
+    """The values of scipy.stats.binomtest(hits, n).proportion_ci(method="wilson"), scipy 1.17."""
+    found = proportion_interval(hits, n)
+    assert (found.value, found.n, found.method) == (hits / n, n, "wilson")
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
+
+
+def test_a_proportion_of_nothing_is_refused():
+    for hits, n in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(CasebackError, match="a proportion is a count"):
+            proportion_interval(hits, n)
 
 
 @pytest.mark.parametrize("method", METHODS)

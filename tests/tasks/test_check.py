@@ -37,7 +37,7 @@ def test_right_answers_are_kept_on_their_side() -> None:
     assert found.mean == 1.0
     assert str(found).splitlines()[:3] == [
         "ioi on reader: 30 of 40 pairs kept",
-        "  accuracy 0.750 of 40 well-tokenised pairs (mean logit_diff 1.000; top-1 0.750)",
+        "  accuracy 0.750 [0.598, 0.858] of 40 well-tokenised pairs (mean logit_diff 1.000; top-1 0.750)",
         "  dropped 10: wrong answer",
     ]
 

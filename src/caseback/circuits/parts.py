@@ -95,9 +95,11 @@ class Norm:
         folded = weight * self.weight
         return folded - folded.mean(dim=-1, keepdim=True) if self.centred else folded
 
-    def pull(self, g: Float[Tensor, "*rows d"], n: Tensor) -> Tensor:
-        """Jᵀ of the norm for gradients already folded and divided by the scale: g − n (n·g)/d."""
-        return torch.addcmul(g, torch.linalg.vecdot(g, n)[..., None] / n.shape[-1], n, value=-1)
+    def pull_(self, g: Float[Tensor, "*rows token d"], x: Float[Tensor, "token d"], weight: float) -> None:
+        """g = weight · Jᵀg in place, for gradients already folded: (g − n (n·g)/d) / scale, J the Jacobian at x."""
+        n, inverse = self.unit(x)
+        dot = torch.einsum("...td,td->...t", g, n)
+        g.addcmul_(dot[..., None] / n.shape[-1], n, value=-1).mul_(inverse * weight)
 
     def push(self, delta: Float[Tensor, "*rows d"], n: Tensor, inverse: Tensor) -> Tensor:
         """J δ = weight ⊙ (c(δ) − n (n·δ)/d) / scale."""

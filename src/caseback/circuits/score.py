@@ -23,8 +23,10 @@ matrix product. Cost: 3 forwards and 2·tokens·d·edges flops; memory (writers 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caseback.circuits.graph import Graph, Scores
-from caseback.circuits.parts import Layer, Layout, Norm, graph_of, layers_of
+from caseback.circuits.parts import Layer, Layout, graph_of, layers_of
 from caseback.circuits.reference import Activations, Mean, Reference, mean_reference, reference_of
 from caseback.core.errors import CircuitError
 from caseback.core.progress import Progress, silent
@@ -68,9 +70,8 @@ class ScoreConfig:
             raise CircuitError(f"there is no reference {self.reference!r}; there are: counterfactual, mean, zero")
 
 
-PADDING = 0.12
-"""Share of padding above which a batch is cut, once it has LEAST tokens: a smaller batch then costs less than the padding."""
-LEAST = 160
+OVERHEAD = 28
+"""What a forward costs besides its tokens, in tokens: weights are read once however few there are."""
 
 
 def by_length(pairs: PairBatch) -> tuple[PairBatch, np.ndarray]:
@@ -80,15 +81,26 @@ def by_length(pairs: PairBatch) -> tuple[PairBatch, np.ndarray]:
 
 
 def batches(pairs: PairBatch, tokens: int) -> Iterator[PairBatch]:
-    """The pairs in order, at least one at a time, as many as fit into `tokens` tokens without much padding."""
-    start = real = width = 0
-    for row, length in enumerate(pairs.clean.lengths.tolist()):
-        real, width = real + length, max(width, length)
-        room = (row + 1 - start) * width
-        if row > start and (room > tokens or (real - length >= LEAST and real < (1 - PADDING) * room)):
-            yield pairs[start:row]
-            start, real, width = row, length, length
-    yield pairs[start:]
+    """The pairs in order, cut where it costs least: at most `tokens` tokens a batch with padding (but at least one pair),
+    each batch as many tokens as its rows times its longest, plus OVERHEAD."""
+    lengths = pairs.clean.lengths.tolist()
+    cost, starts = [0.0], [0]  # of the best way to cut the first i pairs; where its last batch starts
+    for after in range(1, len(lengths) + 1):
+        best, begin, width = math.inf, after - 1, 0
+        for start in range(after - 1, -1, -1):
+            width = max(width, lengths[start])
+            room = (after - start) * width
+            if room > tokens and start < after - 1:
+                break
+            if cost[start] + OVERHEAD + room < best:
+                best, begin = cost[start] + OVERHEAD + room, start
+        cost.append(best)
+        starts.append(begin)
+    cuts = [len(lengths)]
+    while cuts[-1]:
+        cuts.append(starts[cuts[-1]])
+    for start, after in pairwise(reversed(cuts)):
+        yield pairs[start:after]
 
 
 def encoded(model: Model, pairs: PairBatch | Task) -> PairBatch:
@@ -310,21 +322,21 @@ class _Pass:
             part = self.layers[layer]
             pre = kept.values["resid_pre", layer].detach()
             mid = pre if self.graph.parallel else pre + kept.values["attn_out", layer].detach()
+            block = readers[layer * self.graph.readers_per_layer :][: self.graph.readers_per_layer]
+            out = block if first else torch.empty_like(block)
             if self.by_head:
-                heads = self._heads_by_vjp(kept, layer, inner[layer][2], dict(zip("qkv", posts, strict=False)), raw)
+                self._heads_by_vjp(kept, layer, inner[layer][2], dict(zip("qkv", posts, strict=False)), raw, out[:-1])
             else:
-                heads = self._heads(gradient, layer, raw)
-            block = readers[layer * self.graph.readers_per_layer :]
-            _put_pulled(block[: len(heads)], heads, part.attn_norm, self.layout.gather(pre), weight, first=first)
-            mlp = self.layout.gather(gradient["mlp_in", layer])[None]
-            _put_pulled(
-                block[len(heads) : len(heads) + 1],
-                mlp if part.mlp_norm is None else part.mlp_norm.fold(mlp),
-                part.mlp_norm,
-                self.layout.gather(mid),
-                weight,
-                first=first,
-            )
+                self._heads(gradient, layer, raw, out[:-1])
+            mlp = self.layout.gather(gradient["mlp_in", layer])
+            out[-1] = mlp if part.mlp_norm is None else part.mlp_norm.fold(mlp)
+            for norm, readers_of, x in ((part.attn_norm, out[:-1], pre), (part.mlp_norm, out[-1:], mid)):
+                if norm is None:
+                    readers_of *= weight
+                else:
+                    norm.pull_(readers_of, self.layout.gather(x), weight)
+            if not first:
+                block += out
         last = torch.arange(self.pairs.n), self.pairs.clean.last
         self.final = self.final + weight * gradient["resid_final", None][last]
         new_u = [gradient["z", layer] * weight for layer in every]
@@ -334,42 +346,45 @@ class _Pass:
         self.values = {key: value.detach() for key, value in kept.values.items()}
         self.clean_embed, self.metric = self.values["resid_pre", 0], metric.detach()
 
-    def _heads(self, gradient: dict[Key, Tensor], layer: int, raw: Sequence[str]) -> Float[Tensor, "reader token d"]:
-        """W_q[h]ᵀ ∂M/∂q_h and the like for k and v, the norm's weight folded in."""
+    def _heads(
+        self, gradient: dict[Key, Tensor], layer: int, raw: Sequence[str], out: Float[Tensor, "reader token d"]
+    ) -> None:
+        """out = W_q[h]ᵀ ∂M/∂q_h and the like for k and v, the norm's weight folded in."""
         part = self.layers[layer]
+        weights = (part.w_q, part.w_k, part.w_v)
         if part.columns is not None:
             flat = self.layout.gather(gradient["qkv_raw", layer])
             found = [flat[:, columns] for columns in part.columns]
         else:
             found = [
                 self.layout.gather(gradient[name, layer]).unflatten(-1, (w.shape[0], -1))
-                for name, w in zip(raw, (part.w_q, part.w_k, part.w_v), strict=True)
+                for name, w in zip(raw, weights, strict=True)
             ]
-        weights = (part.w_q, part.w_k, part.w_v)
-        return torch.cat(
-            [
-                torch.bmm(g.transpose(0, 1), w if part.attn_norm is None else part.attn_norm.fold(w))
-                for g, w in zip(found, weights, strict=True)
-            ]
-        )
+        for g, w, rows in zip(found, weights, out.split([w.shape[0] for w in weights]), strict=True):
+            torch.bmm(g.transpose(0, 1), w if part.attn_norm is None else part.attn_norm.fold(w), out=rows)
 
     def _heads_by_vjp(
-        self, kept: Captured, layer: int, posts: dict[str, Tensor], gradients: dict[str, Tensor], raw: Sequence[str]
-    ) -> Float[Tensor, "reader token d"]:
+        self,
+        kept: Captured,
+        layer: int,
+        posts: dict[str, Tensor],
+        gradients: dict[str, Tensor],
+        raw: Sequence[str],
+        out: Float[Tensor, "reader token d"],
+    ) -> None:
         """The same by one local vector-Jacobian product a reader, from the head's q, k or v back to the projection:
         right also where a norm spans the heads and where query heads share a key or value."""
-        part, out = self.layers[layer], []
+        part, readers = self.layers[layer], iter(out)
         for number, (name, w) in enumerate(zip("qkv", (part.w_q, part.w_k, part.w_v), strict=True)):
             source = kept.values[raw[0] if part.columns is not None else raw[number], layer]
+            flat = w.flatten(0, 1) if part.attn_norm is None else part.attn_norm.fold(w.flatten(0, 1))
             for head in range(posts[name].shape[1]):
                 cotangent = torch.zeros_like(gradients[name])
                 cotangent[:, head] = gradients[name][:, head]
                 (pulled,) = torch.autograd.grad(posts[name], source, cotangent, retain_graph=True)
                 rows = self.layout.gather(pulled)
                 rows = rows[:, part.columns[number].flatten()] if part.columns is not None else rows
-                flat = w.flatten(0, 1)
-                out.append(rows @ (flat if part.attn_norm is None else part.attn_norm.fold(flat)))
-        return torch.stack(out)
+                torch.mm(rows, flat, out=next(readers))
 
     def delta(self, reference: Activations) -> Float[Tensor, "writer token d"]:
         """Δ_u = clean − reference of every writer; a head's passes the Jacobian of a norm that follows it."""
@@ -389,23 +404,3 @@ class _Pass:
                 heads *= scale
             out[first + graph.n_heads] = gather(self.values["mlp_out", layer] - reference.mlp_out[layer])
         return out
-
-
-def _put_pulled(
-    out: Float[Tensor, "reader token d"],
-    g: Float[Tensor, "reader token d"],
-    norm: Norm | None,
-    x: Float[Tensor, "token d"],
-    weight: float,
-    *,
-    first: bool,
-) -> None:
-    """out = (at the first point) or += weight · Jᵀg, where J is the norm's Jacobian at x (g already folded) or the
-    identity."""
-    if norm is not None:
-        n, inverse = norm.unit(x)
-        g = norm.pull(g.mul_(inverse), n)
-    if first:
-        torch.mul(g, weight, out=out)
-    else:
-        out.add_(g, alpha=weight)

@@ -67,7 +67,7 @@ def list_tasks(as_json: Json = False) -> None:
     for row in rows:
         example = row["example"]
         typer.echo(f"{row['task']}  {row['description']}")
-        typer.echo(f"    {example['clean']} →{_texts(example['answers'])}, not{_texts(example['foils'])}")
+        typer.echo(f"    {example['clean']} →{_texts(example['answers'])}; not{_texts(example['foils'])}")
         typer.echo(f"    {row['metric']}; spans {' · '.join(row['spans'])}\n")
     typer.echo(
         "Your own: a .jsonl or .csv file in the place of a name; 'caseback task export ioi ioi.jsonl' shows the format."
@@ -143,6 +143,8 @@ def _check(found: Check) -> dict[str, Any]:
         "fit": found.fit,
         "kept": found.task.n,
         "accuracy": found.accuracy,
+        "accuracy_low": found.interval.low,
+        "accuracy_high": found.interval.high,
         "top1": found.top1,
         "metric": found.task.metric,
         "mean": found.mean,
@@ -152,7 +154,8 @@ def _check(found: Check) -> dict[str, Any]:
 
 
 def _texts(texts: list[str]) -> str:
-    return ",".join(texts if len(texts) <= 3 else [*texts[:3], " …"])
+    shown = [text if text.startswith(" ") else f" {text}" for text in texts[:3]]
+    return ",".join([*shown, " …"] if len(texts) > 3 else shown)
 
 
 def _print_json(value: dict[str, Any]) -> None:

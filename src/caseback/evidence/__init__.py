@@ -13,6 +13,7 @@ from caseback.evidence.intervals import (
     faithfulness_intervals,
     mean_interval,
     mean_intervals,
+    proportion_interval,
     ratio_interval,
     ratio_intervals,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "mean_interval",
     "mean_intervals",
     "pearson",
+    "proportion_interval",
     "rank_overlap",
     "ranks",
     "ratio_interval",

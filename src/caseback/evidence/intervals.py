@@ -17,6 +17,7 @@ somewhat too narrow (tests/evidence measures by how much).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -38,6 +39,7 @@ __all__ = [
     "mean_interval",
     "mean_intervals",
     "oriented_ratio",
+    "proportion_interval",
     "ratio_interval",
     "ratio_intervals",
 ]
@@ -85,7 +87,7 @@ class Interval:
     level: float
     """Nominal coverage, in (0, 1)."""
     method: str
-    """percentile or bca: how the ends were found (percentile where bca does not exist)."""
+    """percentile, bca or wilson: how the ends were found (percentile where bca does not exist)."""
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -184,6 +186,19 @@ def mean_interval(values: Real[np.ndarray, "examples"], *, how: Resampling = DEF
     '2.500 [1.500, 3.500]'
     """
     return mean_intervals(values[None], how=how)[0]
+
+
+def proportion_interval(hits: int, n: int, *, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion: right also at 0 and 1, where a bootstrap has no width.
+
+    With p = hits/n and z the normal quantile: (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
+    """
+    if not 0 <= hits <= n or n < 1:
+        raise CasebackError(f"a proportion is a count out of at least one example, got {hits} of {n}")
+    p, z = hits / n, NormalDist().inv_cdf((1 + level) / 2)
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    low, high = ((centre + side * half) / (1 + z * z / n) for side in (-1, 1))
+    return Interval(value=p, low=max(0.0, low), high=min(1.0, high), n=n, level=level, method="wilson")
 
 
 def difference_interval(

@@ -9,7 +9,6 @@ from caseback.tasks.library import agreement, capitals, gender_bias, get, greate
 from caseback.tasks.metrics import kl, logit_diff, metric_of, prob_diff, right, top1, top1_agree
 from caseback.tasks.pair import Pair
 from caseback.tasks.propose import Proposal, ProposeConfig, propose
-from caseback.tasks.saliency import saliency_masks
 from caseback.tasks.schema import BOS, Schema, Span, apply_pieces, problems, token_ranges
 from caseback.tasks.task import Check, Task
 
@@ -49,7 +48,6 @@ __all__ = [
     "propose",
     "read_task",
     "right",
-    "saliency_masks",
     "token_ranges",
     "top1",
     "top1_agree",

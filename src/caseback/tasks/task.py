@@ -18,6 +18,7 @@ from torch import Tensor
 
 from caseback.core.errors import TaskError
 from caseback.core.progress import Progress, silent
+from caseback.evidence.intervals import Interval, proportion_interval
 from caseback.tasks.encode import LanguageModel, MetricName, PairBatch, encode
 from caseback.tasks.pair import Pair, Split
 from caseback.tasks.schema import Schema
@@ -149,10 +150,15 @@ class Check:
         """Mean of the metric over the pairs that were asked."""
         return float(self.values.mean())
 
+    @property
+    def interval(self) -> Interval:
+        """The accuracy with Wilson's interval."""
+        return proportion_interval(round(self.accuracy * self.fit), self.fit)
+
     def __str__(self) -> str:
         lines = [
             f"{self.task.name} on {self.model}: {self.task.n} of {self.n} pairs kept",
-            f"  accuracy {self.accuracy:.3f} of {self.fit} well-tokenised pairs "
+            f"  accuracy {self.interval} of {self.fit} well-tokenised pairs "
             f"(mean {self.task.metric} {self.mean:.3f}; top-1 {self.top1:.3f})",
         ]
         for reason, count in self.dropped.items():
