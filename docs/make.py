@@ -37,6 +37,8 @@ ROOMS = {
     "tasks": "the question: pairs of prompts with named spans, schemas, metrics, files",
     "zoo": "models with known answers, and a tiny random model of every family",
     "circuits": "graph, scores, selection, ablation, evaluation",
+    "relations": "linear relation decoding: the data, the operators, how they are judged and used",
+    "reading": "lenses, attribution, patching grids, heads, weights",
     "study": "the record: specs, runs that can be resumed, the index",
     "show": "the page: payload, HTML report, static/views/<kind>.js",
     "cli": "one file a command group",

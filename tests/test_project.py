@@ -20,7 +20,7 @@ import caseback
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "caseback"
 FILES = sorted(SOURCE.rglob("*.py"))
-ROOMS = ("core", "evidence", "model", "tasks", "zoo", "circuits", "study", "show", "cli")
+ROOMS = ("core", "evidence", "model", "tasks", "zoo", "circuits", "relations", "reading", "study", "show", "cli")
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 
 

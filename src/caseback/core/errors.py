@@ -12,6 +12,8 @@ __all__ = [
     "EndpointError",
     "FamilyError",
     "LoadError",
+    "ReadingError",
+    "RelationError",
     "SchemaError",
     "SiteError",
     "SiteNotReached",
@@ -54,6 +56,14 @@ class EndpointError(CasebackError):
 
 class CircuitError(CasebackError):
     """A circuit request that cannot be carried out on this graph, model or task."""
+
+
+class RelationError(CasebackError):
+    """A relation, a relation file or a subject that cannot be used; names the field and the sample."""
+
+
+class ReadingError(CasebackError):
+    """A lens, an attribution or a patching grid that cannot be made of this model, prompt or task."""
 
 
 class StudyError(CasebackError):

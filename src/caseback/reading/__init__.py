@@ -1,0 +1,1 @@
+"""Reading a model: lenses, attribution, patching grids, heads and weights."""
