@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,28 @@ def test_the_default_size_is_the_pages(place: Path, run: dict[str, Any], casebac
         caseback("exchange", "write", "latest", out, "--study", place / "cb", "--edges", 15, "--json")[1]
     )
     assert found["edges"] <= found["asked"] == 15
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(
+    place: Path, run: dict[str, Any], caseback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(part: Any, path: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(part))
+
+    monkeypatch.setattr("caseback.circuits.exchange.os.replace", refuse)
+    code, out, err = caseback("exchange", "write", run["run"], tmp_path / "c.json", "--study", place / "cb")
+    assert (code, out) == (2, "")
+    assert f"not permitted to use {tmp_path / 'c.json'} (Permission denied)" in err
+
+
+def test_a_study_folder_that_cannot_be_made_is_named_as_it_was_asked_for(
+    place: Path, caseback: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "study"
+    code, said, err = caseback("circuit", place / "t.jsonl", "--model", place / "m", "--out", out)
+    assert (code, said) == (2, "")
+    assert f"caseback: the study folder {out} cannot be made (" in err
 
 
 def test_a_file_without_positions_is_measured_in_all_of_them(

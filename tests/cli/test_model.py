@@ -69,8 +69,16 @@ def test_a_failed_identity_is_exit_code_2_and_a_sentence(run: Any, monkeypatch: 
 def test_a_model_that_is_not_there_is_a_sentence(run: Any) -> None:
     code, out, err = run("check", "no-such-model")
     assert (code, out) == (2, "")
-    assert err.startswith("caseback: ")
+    assert err.startswith("caseback: there is no folder no-such-model here")
     assert err.count("\n") == 1
+    assert "()" not in err  # a command's user has no functions to call
+    assert run("tree", "--model", "no-such-model") == (code, out, err)
+
+
+def test_two_models_are_one_too_many(run: Any) -> None:
+    code, _, err = run("tree", "llama", "--model", "gemma2")
+    assert code == 2
+    assert "two models are asked for, llama and --model gemma2" in err
 
 
 def test_tree_groups_the_layers(run: Any) -> None:

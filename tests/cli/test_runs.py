@@ -110,6 +110,17 @@ def test_show_is_a_readable_table(study: Study, caseback: Any) -> None:
     assert shown["spec"]["params"] == {"n": 3}
 
 
+def test_show_gives_what_is_nested_a_line_each(study: Study, caseback: Any) -> None:
+    study.run(spec(discover={"steps": 5, "inner": {"sign": "absolute"}}))
+    out = caseback("show", "latest")[1]
+    assert [line.split() for line in out.splitlines() if "discover" in line] == [
+        ["discover.steps", "5"],
+        ["discover.inner.sign", "absolute"],
+    ]
+    assert "parameters           n=3\n" in out
+    assert "{" not in out
+
+
 def test_show_of_what_does_not_exist_is_a_sentence(study: Study, caseback: Any) -> None:
     assert caseback("show", "latest") == (
         2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,19 @@ def test_a_refusal_is_a_sentence(
         sentence
     ) >= 0
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(part: Any, path: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(part))
+
+    monkeypatch.setattr("caseback.tasks.files.os.replace", refuse)
+    code, out, err = run("export", "ioi", "x.jsonl", "--n", "4")
+    assert (code, out) == (2, "")
+    assert err.startswith("caseback: not permitted to use x.jsonl (Permission denied): ")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.default_model

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from caseback.core.errors import CasebackError
+from caseback.core.errors import CasebackError, LoadError
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -109,6 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     try:
         typer.main.get_command(app).main(arguments, prog_name="caseback")
+    except LoadError as error:
+        _leave(str(error).replace("load() without a name", "the default model"))  # rooms speak to Python; here is none
     except CasebackError as error:
         _leave(str(error))
     except BrokenPipeError:
@@ -137,7 +139,7 @@ def _sentence(error: OSError) -> str:
         case errno.ENOSPC | errno.EDQUOT:
             return f"the disk is full{', writing' + where if where else ''}: make room and run it again, what was finished is kept"
         case errno.EROFS | errno.EACCES | errno.EPERM:
-            return f"not permitted to use{where or ' a file'} ({error.strerror}): choose another folder with --out or CASEBACK_STUDY"
+            return f"not permitted to use{where or ' a file'} ({error.strerror}): choose another, or change its permissions"
         case _:
             return f"{error.strerror or error}{':' + where if where else ''}"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caseback.cli.progress import progress
+from caseback.core.errors import StudyError
 
 if TYPE_CHECKING:
     from caseback.study import Record
@@ -98,7 +99,13 @@ def circuit(
         require(loaded)  # before its tokenizer is asked for anything
         question = config.read_task(loaded)
         spec = circuit_spec(config, loaded, question, passed=passed)
-        record = Study(out).run(spec, progress=tick, force=force, have={"model": loaded, "task": question})
+        study = Study(out)
+        try:
+            study.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"{study.path} cannot be made ({error.strerror})"
+            raise StudyError(f"the study folder {why}; choose another with --out DIR or CASEBACK_STUDY") from error
+        record = study.run(spec, progress=tick, force=force, have={"model": loaded, "task": question})
     if as_json:
         table = record.table
         typer.echo(json.dumps({key: table[key] for key in KEYS}))
@@ -115,8 +122,10 @@ def _say(record: Record) -> None:
     for size, value, low, high, random, agnostic in zip(*(table[name] for name in columns), strict=True):
         typer.echo(f"{size:>9,}  {value:>12.3f}  [{low:>6.3f}, {high:>6.3f}]  {random:>7.3f}  {agnostic:>8.3f}")
     typer.echo(f"\n{_headline(table, details)}")
+    areas = next(row for row in details["areas"] if row["name"] == "circuit")
     typer.echo(
-        f"CPR {table['cpr']:.3f}, CMD {table['cmd']:.3f} (linear axis); {table['forwards']:,} forwards, "
+        f"CPR {areas['cpr_log']:.3f}, CMD {areas['cmd_log']:.3f} on the log axis "
+        f"({table['cpr']:.3f}, {table['cmd']:.3f} on the linear one); {table['forwards']:,} forwards, "
         f"{table['seconds']:.0f} s, {table['peak_memory_mb']:,.0f} MB"
     )
     typer.echo(f"run {record.id}")

@@ -70,7 +70,10 @@ def write(
         raise CircuitError(f"no circuit of at most {limit} edges leads from the embedding to the logits; ask for more")
     with progress() as tick:
         width = _width(record, scores, tick)
-    exchange.write(out, circuit, scores, d_model=width)
+    try:
+        exchange.write(out, circuit, scores, d_model=width)
+    except OSError as error:  # of the temporary file beside it, of which nobody has heard
+        raise OSError(error.errno, error.strerror, str(out)) from error
     if as_json:
         found = {"run": record.id, "file": str(out), "edges": circuit.n_edges, "asked": limit}
         typer.echo(json.dumps({**found, "graph_edges": scores.graph.n_edges, "spans": list(scores.graph.spans)}))

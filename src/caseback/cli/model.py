@@ -30,15 +30,16 @@ Name = Annotated[
         "without it the default model.",
     ),
 ]
+Option = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The same, as other commands take it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("check")
-def check_model(name: Name = None, as_json: Json = False) -> None:
+def check_model(name: Name = None, option: Option = None, as_json: Json = False) -> None:
     """Try the accounting identities: equations that hold exactly when the family's row fits the model."""
     from caseback.model.check import check
 
-    report = check(_model(name))
+    report = check(_model(_one(name, option)))
     if as_json:
         _print_json(_report(report))
     else:
@@ -61,9 +62,9 @@ def check_model(name: Name = None, as_json: Json = False) -> None:
 
 
 @app.command("tree")
-def tree(name: Name = None, as_json: Json = False) -> None:
+def tree(name: Name = None, option: Option = None, as_json: Json = False) -> None:
     """Print the model's sites: their names, layers, heads and shapes."""
-    model = _model(name)
+    model = _model(_one(name, option))
     rows = _sites(model)
     if as_json:
         sizes = {key: getattr(model, key) for key in ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_vocab")}
@@ -125,6 +126,13 @@ def families(
         )
     if failed := [row["family"] for row in rows if row.get("failed")]:
         raise FamilyError(f"identities fail on {', '.join(failed)}: see 'caseback model check {failed[0]}'")
+
+
+def _one(name: str | None, option: str | None) -> str | None:
+    """The model asked for, whichever way."""
+    if name is not None and option is not None:
+        raise typer.BadParameter(f"two models are asked for, {name} and --model {option}; leave one out")
+    return option if name is None else name
 
 
 def _model(name: str | None) -> Model:

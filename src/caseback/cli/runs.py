@@ -110,10 +110,11 @@ def _show(record: Record, as_json: bool) -> None:
         "task": spec.task,
         "model": model or "none",
         "made": f"{record.created} with caseback {record.versions.get('caseback')}",
-        "parameters": "  ".join(f"{name}={_cell(value)}" for name, value in spec.params.items()),
+        "parameters": "  ".join(f"{k}={_cell(v)}" for k, v in spec.params.items() if not isinstance(v, Mapping)),
     }
+    facts |= _flat({name: value for name, value in spec.params.items() if isinstance(value, Mapping)})
     if done:
-        facts |= {name: value for name, value in table.items() if name not in facts and not isinstance(value, list)}
+        facts |= _flat({k: v for k, v in table.items() if k not in facts and not isinstance(v, list)})
     else:
         took = record.cost
         facts |= {"seconds": took.seconds, "peak_memory_mb": took.peak_memory_mb}
@@ -130,6 +131,14 @@ def _show(record: Record, as_json: bool) -> None:
         typer.echo(f"to go on: caseback resume {record.id}")
     elif record.report:
         typer.echo(f"page: {record.report}")
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return flat
 
 
 def _columns(table: Mapping[str, Any]) -> list[dict[str, list[Any]]]:

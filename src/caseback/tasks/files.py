@@ -128,7 +128,14 @@ def write_task(task: Task, path: str | os.PathLike[str], *, model: LanguageModel
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; raises OSError of that file, not of the temporary one beside it."""
+    try:
+        _write_text(path, text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_text(path: Path, text: str) -> None:
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
