@@ -8,8 +8,11 @@ exact on.
 from __future__ import annotations
 
 import copy
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +25,10 @@ from caseback.model.batch import Batch
 from caseback.model.hooks import module_at
 from caseback.model.model import Model
 
-__all__ = ["Layer", "Layout", "Norm", "graph_of", "layers_of"]
+__all__ = ["Layer", "Layout", "Norm", "graph_of", "layers_of", "require_memory"]
 
+PLACE_BYTES = 32
+"""Bytes for one place of a graph's arrays in the step that takes most: 4 of scores and 28 of a best-first selection."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -150,9 +155,10 @@ class Layer:
 
 
 def graph_of(model: Model, spans: tuple[str, ...], *, grouped: bool = True) -> Graph:
-    """The graph of a model under a schema; raises FamilyError where circuits are not exact on its family."""
+    """The graph of a model under a schema; raises FamilyError where circuits are not exact on its family, CircuitError
+    where its scores would not fit into the free memory."""
     require(model)
-    return Graph(
+    graph = Graph(
         n_layers=model.n_layers,
         n_heads=model.n_heads,
         n_kv_heads=model.n_kv_heads,
@@ -160,6 +166,41 @@ def graph_of(model: Model, spans: tuple[str, ...], *, grouped: bool = True) -> G
         parallel=model.family.parallel,
         grouped=grouped,
     )
+    require_memory(graph)
+    return graph
+
+
+def require_memory(graph: Graph) -> None:
+    """Raise CircuitError, with the numbers, for a graph that cannot be scored and selected from in the free memory.
+
+    Arithmetic alone: nothing of the graph's size is made. What is free is Linux's word for it; elsewhere, the machine's
+    memory.
+    """
+    needed, free = PLACE_BYTES * graph.n_index, _free_bytes()
+    if needed <= free:
+        return
+    linear, square = graph.n_writers * graph.n_readers, 3 * graph.n_layers * graph.n_heads
+    most = int((math.sqrt(linear**2 + 4 * square * free / PLACE_BYTES) - linear) / (2 * square))
+    way = f"a schema of at most {most} spans fits" if most else "not one span fits: take a smaller model"
+    raise CircuitError(
+        f"a graph of {graph.n_spans} spans × {graph.n_writers:,} writers × {graph.n_readers:,} readers takes "
+        f"{needed / 1e9:.2g} GB to score and select from, and {free / 1e9:.2g} GB are free; {way}"
+    )
+
+
+def _free_bytes() -> int:
+    """Memory this process may still take, in bytes: what the machine has left, or its control group if that is less."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no group, or one without a limit ("max")
+        return free
+    return min(free, max(0, limit - used))
 
 
 def require(model: Model) -> None:
