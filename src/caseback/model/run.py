@@ -156,9 +156,10 @@ def execute(
     start: Start | None = None,
     grad: bool = False,
     attend: Attend | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Tensor | None:
     """One forward pass with taps; returns the logits asked for. `attend` stands in for the attention function
-    (`caseback.model.attention`).
+    (`caseback.model.attention`); `given` are further arguments of the model's forward (`caseback.model.prefix`).
 
     With `grad` the stream entering the first block that runs is made a leaf, so that taps see tensors with a graph.
     Raises SiteNotReached for a tap that was never called. Hooks sit on the modules themselves, so that runs of one model
@@ -192,7 +193,8 @@ def execute(
             unembed = model.module(model.family.unembed)
             hooks.into(unembed, lambda value: value[rows, last][:, None] if logits == "last" else value[:, :1])
         try:
-            output = model.hf(**model.arguments(batch), use_cache=False, return_dict=True)
+            arguments = {**model.arguments(batch), "use_cache": bool(given), **(given or {})}
+            output = model.hf(**arguments, return_dict=True)
             if logits != "all" and output.logits.shape[1] != 1:
                 raise SiteNotReached(
                     f"the unembedding was not cut to one token: {model.family.unembed!r}, as the row of "

@@ -1,0 +1,137 @@
+"""Does the operator say what the model says? Faithfulness, and the controls it has to beat.
+
+Strict: the operator's likeliest token is the model's. Prefix: it begins the object, as the published score counts; a
+token of one letter then begins many objects, so both are given. Every control is allowed what the operator is: its best
+layer, chosen on the same samples.
+
+- identity: the subject's state itself, decoded (a logit lens)
+- translation: s + mean(z − s) over the training samples
+- ridge: the linear map from s to z of least squared error on the training samples, with a penalty
+- embedding: the operator at layer 0, its own β
+- bias: b alone
+- random: the operator with W's singular values and random directions, at the operator's layer and β
+- majority: the model's most frequent answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from caseback.model.model import Model
+from caseback.relations.observe import Observed, begins
+from caseback.relations.operator import Operators, decode, spectrum_twin
+
+__all__ = ["BETAS", "Answers", "answers", "ridge"]
+
+BETAS = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The token each way of decoding gives each sample, at every layer."""
+
+    token: Int[np.ndarray, "sample"]
+    """The model's."""
+    lre: Int[np.ndarray, "layer beta sample"]
+    betas: tuple[float, ...]
+    controls: dict[str, Int[np.ndarray, "layer sample"]]
+    """identity, translation, ridge, bias."""
+
+    @property
+    def strict(self) -> Bool[np.ndarray, "layer beta sample"]:
+        return self.lre == self.token
+
+    def choose(self, rows: Sequence[int] | np.ndarray) -> tuple[int, int]:
+        """(layer, index of β) with the most right answers among some samples; of equals the one whose neighbours in β are
+        right too, then the lowest layer."""
+        score = self.strict[:, :, rows].mean(axis=2)
+        padded = np.pad(score, ((0, 0), (1, 1)), mode="edge")
+        support = padded[:, :-2] + padded[:, 2:]
+        best = int(np.lexsort((-support.ravel(), -score.ravel()))[0])
+        return best // len(self.betas), best % len(self.betas)
+
+    def control(self, name: str, choose: np.ndarray, report: np.ndarray) -> Bool[np.ndarray, "report"]:
+        """A control's right answers on `report`, at its best layer on `choose`."""
+        right = self.controls[name] == self.token
+        layer = int(right[:, choose].mean(axis=1).argmax())
+        return right[layer, report]
+
+    def embedding(self, choose: np.ndarray, report: np.ndarray) -> Bool[np.ndarray, "report"]:
+        """The operator at the embedding, with its own β."""
+        beta = int(self.strict[0][:, choose].mean(axis=1).argmax())
+        return self.strict[0, beta, report]
+
+    def majority(self, choose: np.ndarray, report: np.ndarray) -> Bool[np.ndarray, "report"]:
+        values, counts = np.unique(self.token[choose], return_counts=True)
+        return self.token[report] == values[counts.argmax()]
+
+
+@torch.no_grad()
+def answers(model: Model, operators: Operators, seen: Observed, *, betas: Sequence[float] = BETAS) -> Answers:
+    """Decode every sample by the operator of every layer at every β, and by the controls.
+
+    Cost: layers · (β + 4) · samples rows of the unembedding, 2·d·vocabulary flops each.
+    """
+    lre, controls = [], {name: [] for name in ("identity", "translation", "ridge", "bias")}
+    grid = torch.tensor(list(betas), device=seen.s.device, dtype=seen.s.dtype)[:, None, None]
+    for layer in range(operators.n_layers):
+        s = seen.s[:, layer]
+        said = grid * (s @ operators.W[layer].T) + operators.b[layer]
+        lre.append(decode(model, said))
+        known = operators.s[:, layer]
+        maps = {
+            "identity": s,
+            "translation": s + (operators.z - known).mean(dim=0),
+            "ridge": ridge(known, operators.z, s),
+            "bias": operators.b[layer].expand(1, -1),
+        }
+        for name, value in maps.items():
+            controls[name].append(decode(model, value).expand(len(seen)))
+    return Answers(
+        token=seen.token.cpu().numpy(),
+        lre=torch.stack(lre).cpu().numpy(),
+        betas=tuple(betas),
+        controls={name: torch.stack(found).cpu().numpy() for name, found in controls.items()},
+    )
+
+
+def ridge(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], new: Float[Tensor, "m d"], *, penalty: float = 0.1
+) -> Float[Tensor, "m d"]:
+    """Ridge regression from x to y, applied to new rows: ȳ + (new − x̄) Xᵀ (X Xᵀ + λ I)⁻¹ Y, X and Y centred, λ = penalty
+    times the mean squared length of X's rows."""
+    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
+    X, Y = (x - mean_x).double(), (y - mean_y).double()
+    gram = X @ X.T
+    gram.diagonal().add_(penalty * gram.diagonal().mean().clamp(min=1e-12))
+    return (mean_y + ((new - mean_x).double() @ X.T @ torch.linalg.solve(gram, Y)).to(y)).to(y.dtype)
+
+
+@torch.no_grad()
+def cut_answers(
+    model: Model, operators: Operators, seen: Observed, layer: int, beta: float, ranks: Sequence[int]
+) -> Int[np.ndarray, "rank sample"]:
+    """Tokens of the operator cut to each rank."""
+    found = [decode(model, operators.apply(layer, seen.s[:, layer], beta=beta, rank=rank)) for rank in ranks]
+    return torch.stack(found).cpu().numpy()
+
+
+@torch.no_grad()
+def random_answers(
+    model: Model, operators: Operators, seen: Observed, layer: int, beta: float, *, seed: int
+) -> Int[np.ndarray, "sample"]:
+    """Tokens of a random operator with W's singular values."""
+    W = spectrum_twin(operators.W[layer], seed=seed)
+    return decode(model, beta * (seen.s[:, layer] @ W.T) + operators.b[layer]).cpu().numpy()
+
+
+def prefix(model: Model, tokens: Int[np.ndarray, "sample"], seen: Observed) -> Bool[np.ndarray, "sample"]:
+    """Whether each token begins its sample's object."""
+    texts = [model.tokenizer.decode([int(token)]) for token in tokens]
+    return np.array([begins(text, prompt.object) for text, prompt in zip(texts, seen.prompts, strict=True)])

@@ -1,0 +1,105 @@
+"""∂z/∂s for every layer from one backward.
+
+s_ℓ is the stream at the subject's last token where it enters block ℓ (ℓ = 0: the embedding), z the stream at the last
+token where it enters the final norm (Hernandez et al. 2024, arXiv 2308.09124, §3). One backward from z passes every
+s_ℓ, so the rows of the prompt from the subject on are repeated, a row i of the batch is asked for ∂z_i, and each s_ℓ
+receives row i of J_ℓ. What comes before the subject is run once and cached; neither final norm nor vocabulary is
+touched, and weights get no gradients.
+
+Cost: d forwards and backwards of T tokens for all layers at once, T the tokens from the subject's last on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from caseback.core.progress import Progress, silent
+from caseback.model.model import Model
+from caseback.model.prefix import Prefix
+from caseback.model.run import execute
+from caseback.model.taps import Key
+from caseback.relations.prompt import Prompt
+
+__all__ = ["Expansion", "expand", "rows_at_once"]
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The first-order expansion of z at one prompt, at every layer."""
+
+    J: Float[Tensor, "layer d d"]
+    """∂z/∂s_ℓ; row i is ∂z_i."""
+    s: Float[Tensor, "layer d"]
+    z: Float[Tensor, "d"]
+
+    @property
+    def b(self) -> Float[Tensor, "layer d"]:
+        """z − J_ℓ s_ℓ."""
+        return self.z - torch.einsum("lij,lj->li", self.J, self.s)
+
+
+def expand(model: Model, prompt: Prompt, *, rows: int | None = None, progress: Progress = silent) -> Expansion:
+    """Expand z at a prompt; `rows` cotangents at a time, chosen from the free memory if not said."""
+    prefix = Prefix.of(model, prompt.ids, prompt.at)
+    place, d = prompt.at - prefix.length, model.d_model
+    rows = rows or rows_at_once(model, len(prompt.ids), len(prompt.ids) - prefix.length)
+    keys: list[Key] = [*(("resid_pre", layer) for layer in range(model.n_layers)), ("resid_final", None)]
+    J = torch.empty((model.n_layers, d, d), dtype=model.hf.dtype, device=model.device)
+    s, z = J.new_empty((model.n_layers, d)), J.new_empty(d)
+    for start in range(0, d, rows):
+        n = min(rows, d - start)
+        kept: dict[Key, Tensor] = {}
+        execute(
+            model,
+            prefix.batch(n),
+            {key: partial(_keep, kept, key) for key in keys},
+            stop=model.n_layers,
+            grad=True,
+            given=prefix.past(n),
+        )
+        streams = [kept[key] for key in keys[:-1]]
+        z_rows = kept[keys[-1]][:, -1]
+        each = torch.arange(n, device=model.device)
+        found = torch.autograd.grad(z_rows[each, start + each].sum(), streams)
+        model.cost.backwards += n
+        for layer, gradient in enumerate(found):
+            J[layer, start : start + n] = gradient[:, place]
+        if start == 0:
+            s[:] = torch.stack([stream[0, place].detach() for stream in streams])
+            z[:] = z_rows[0].detach()
+        progress("jacobian", start + n, d)
+    return Expansion(J, s, z)
+
+
+def _keep(kept: dict[Key, Tensor], key: Key, value: Tensor) -> Tensor:
+    kept[key] = value
+    return value
+
+
+def rows_at_once(model: Model, width: int, rest: int) -> int:
+    """As many rows as fit into a quarter of the free memory, at most 192: more are no faster on a CPU."""
+    config = model.config
+    hidden = int(getattr(config, "intermediate_size", None) or 4 * model.d_model)
+    size = torch.finfo(model.hf.dtype).bits // 8
+    tokens = rest * (12 * model.d_model + 4 * hidden)
+    cache = 4 * width * model.n_kv_heads * model.d_head
+    attention = 3 * model.n_heads * rest * width
+    row = size * model.n_layers * (tokens + cache + attention)
+    return int(max(1, min(192, _free_bytes(model.device) // 4 // row)))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            told = dict(line.split(":", 1) for line in lines)
+        return int(told["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2

@@ -1,0 +1,77 @@
+"""A relation asked of a subject: the text, its tokens, and where the subject ends.
+
+A prompt is the few-shot examples, a line each ("template(subject) object"), then the template with the subject that is
+asked. The subject is found by the characters it was written to, never by searching for it: "cat" stands in "category".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from caseback.core.errors import RelationError
+from caseback.model.batch import Batch
+from caseback.model.model import Model
+
+if TYPE_CHECKING:
+    from caseback.relations.relation import Sample
+
+__all__ = ["Prompt", "ask", "batch_of", "first_token"]
+
+SUBJECT = "subject"
+"""Name of the span that holds the subject's last token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One question, as this model's tokens."""
+
+    text: str
+    subject: str
+    object: str
+    """What the relation's data says; not part of the prompt."""
+    ids: Int[Tensor, "pos"]
+    at: int
+    """Index of the subject's last token."""
+
+
+def ask(model: Model, template: str, sample: Sample, examples: Sequence[Sample] = ()) -> Prompt:
+    """The prompt for a sample; raises RelationError where the subject's last token is not the subject's own."""
+    before, after = template.split("{}")
+    lines = [f"{before}{one.subject}{after} {one.object}\n" for one in examples]
+    head = "".join(lines) + before
+    text = head + sample.subject + after
+    start, end = len(head), len(head) + len(sample.subject)
+    places = [i for i, (a, b) in enumerate(model.offsets(text)) if a < end <= b]
+    if not places:
+        raise RelationError(f"the subject {sample.subject!r} does not end in a token of {text!r}")
+    at = places[-1]
+    if model.offsets(text)[at][1] > end:
+        raise RelationError(
+            f"the subject {sample.subject!r} shares its last token with what follows it in the template {template!r}; "
+            "put a space after '{}'"
+        )
+    if model.offsets(text)[at][1] <= start:
+        raise RelationError(f"the subject {sample.subject!r} has no token of its own in {text!r}")
+    return Prompt(text=text, subject=sample.subject, object=sample.object, ids=torch.tensor(model.tokens(text)), at=at)
+
+
+def batch_of(model: Model, prompts: Sequence[Prompt]) -> Batch:
+    """Prompts side by side, padded on the right, with the subject's last token as a span."""
+    padded = Batch.pad([prompt.ids.tolist() for prompt in prompts])
+    at = torch.tensor([[prompt.at, prompt.at + 1] for prompt in prompts])
+    return Batch(padded.ids, padded.mask, {SUBJECT: at}).to(model.device)
+
+
+def first_token(model: Model, text: str) -> int:
+    """The first token of an object as it follows a prompt, after a space."""
+    line = model.tokens("a " + text)
+    alone = len(model.tokens("a"))
+    if len(line) <= alone:
+        raise RelationError(f"the object {text!r} has no token of its own in {model.name}")
+    return line[alone]
