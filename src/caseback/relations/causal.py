@@ -26,6 +26,7 @@ from caseback.core.progress import Progress, silent
 from caseback.model.model import Model
 from caseback.model.prefix import Prefix
 from caseback.model.run import execute
+from caseback.model.taps import Key, Tap
 from caseback.relations.observe import Observed
 from caseback.relations.operator import Operators, spectrum_twin
 from caseback.relations.prompt import Prompt
@@ -85,7 +86,7 @@ def edited_tokens(
         value[i * rows : (i + 1) * rows, place] = new[i].to(value)
         return value
 
-    taps = {("resid_pre", layer): partial(put, i) for i, layer in enumerate(layers)}
+    taps: dict[Key, Tap] = {("resid_pre", layer): partial(put, i) for i, layer in enumerate(layers)}
     logits = execute(model, prefix.batch(n), taps, given=prefix.past(n))
     assert logits is not None
     return logits.argmax(dim=-1).view(n_layers, rows)

@@ -78,7 +78,8 @@ def answers(model: Model, operators: Operators, seen: Observed, *, betas: Sequen
 
     Cost: layers · (β + 4) · samples rows of the unembedding, 2·d·vocabulary flops each.
     """
-    lre, controls = [], {name: [] for name in ("identity", "translation", "ridge", "bias")}
+    lre: list[Tensor] = []
+    controls: dict[str, list[Tensor]] = {name: [] for name in ("identity", "translation", "ridge", "bias")}
     grid = torch.tensor(list(betas), device=seen.s.device, dtype=seen.s.dtype)[:, None, None]
     for layer in range(operators.n_layers):
         s = seen.s[:, layer]
