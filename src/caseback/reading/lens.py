@@ -30,7 +30,7 @@ from caseback.model.model import Model
 from caseback.model.run import passing, plan_sites
 from caseback.model.sites import NAMES, Site
 
-__all__ = ["Lens", "Translate", "end", "logit_lens", "streams"]
+__all__ = ["Lens", "Translate", "divergence", "end", "log_probs", "logit_lens", "stream_sites", "streams"]
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "resid_final")
 """What a lens can read: vectors of the width of the stream, before the final norm; in the order of a block."""
@@ -83,7 +83,7 @@ def logit_lens(
     probability are wanted; `translate` maps sites to what is done to their vectors first (tuned lens). Raises
     ReadingError for a site that is no vector of the stream, a `top` or an answer outside the vocabulary.
     """
-    chosen = _sites(model, sites)
+    chosen = stream_sites(model, sites)
     if not 1 <= top <= model.d_vocab:
         raise ReadingError(
             f"top {top} tokens were asked for; the vocabulary has {model.d_vocab}, so take 1 to that many"
@@ -139,7 +139,8 @@ def end(model: Model, stream: Float[Tensor, "row d"]) -> Float[Tensor, "row voca
         for block in model.blocks[1:]:
             hooks.instead_of(block, passing(model))
         ids = torch.zeros((len(stream), 1), dtype=torch.long, device=stream.device)
-        return model.hf(input_ids=ids, use_cache=False, return_dict=True).logits[:, 0]
+        mask = torch.ones_like(ids)  # without it, model files warn of padding
+        return model.hf(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).logits[:, 0]
 
 
 def log_probs(model: Model, stream: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
@@ -148,7 +149,7 @@ def log_probs(model: Model, stream: Float[Tensor, "row d"]) -> Float[Tensor, "ro
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
 
 
-def divergence(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row vocab"]) -> Float[Tensor, "row"]:
+def divergence(p: Float[Tensor, "row vocab"], q: Float[Tensor, "#row vocab"]) -> Float[Tensor, "row"]:
     """KL(p ‖ q) of log-probabilities, in nats."""
     return (p.exp() * (p - q)).sum(dim=-1)
 
@@ -171,7 +172,7 @@ def _parts(rows: Int[Tensor, "row"], vocab: int) -> Iterator[tuple[int, Tensor]]
         yield begin, rows[begin : begin + size]
 
 
-def _sites(model: Model, sites: Sequence[str | Site]) -> list[str]:
+def stream_sites(model: Model, sites: Sequence[str | Site]) -> list[str]:
     """The sites asked for, from the embedding up."""
     if isinstance(sites, str):
         raise ReadingError(f"sites is a list, as in sites=[{sites!r}]")
