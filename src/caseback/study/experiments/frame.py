@@ -6,7 +6,7 @@ in the table of an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,10 +16,10 @@ from caseback.circuits.reference import Mean, Reference, mean_reference
 from caseback.circuits.score import ScoreConfig, batches, score, span_names
 from caseback.core.progress import Progress
 from caseback.core.stages import Checkpoint, Stages
-from caseback.evidence import Interval
 from caseback.model.load import load
 from caseback.model.model import Model
 from caseback.study.circuit import data_hash
+from caseback.study.finding import Finding, cell, payload, sheet
 from caseback.study.resume import RunFolder
 from caseback.study.spec import Spec
 from caseback.tasks import PairBatch, Task, read_task
@@ -57,22 +57,6 @@ class ExperimentConfig:
         return data_hash(task)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What an experiment found, as plain data."""
-
-    claim: str
-    """One sentence."""
-    table: Mapping[str, Any]
-    """Numbers and parallel lists, for tools."""
-    sections: Sequence[Mapping[str, Any]]
-    """For readers; the schema is in `show.experiments`."""
-    notes: Sequence[str]
-    """How it was measured and what it does not say."""
-    measured: int
-    """Pairs behind the numbers."""
-
-
 Find = Callable[[Any, Model, Task, Stages, Progress], Finding]
 
 
@@ -100,17 +84,8 @@ class Experiment:
         found = self.find(config, model, check.task, run, progress)
         about = {"n": task.n, "kept": check.task.n, "accuracy": check.accuracy}
         told = {"name": task.name, "description": task.description, "metric": task.metric, **about}
-        view = {
-            "kind": "experiment",
-            "version": 1,
-            "title": f"{self.title}: {task.name} in {model.name}",
-            "claim": found.claim,
-            "model": {"id": model.name, "revision": model.source.revision},
-            "task": {**told, "measured": found.measured, "dropped": dict(check.dropped)},
-            "sections": list(found.sections),
-            "settings": {**asdict(config), "model_files": dict(model.source.files)},
-            "notes": list(found.notes),
-        }
+        told |= {"measured": found.measured, "dropped": dict(check.dropped)}
+        view = payload(f"{self.title}: {task.name} in {model.name}", model, told, found, asdict(config))
         run.stage("view", lambda: Checkpoint(data=view))
         run.write_result({"model": model.name, "task": task.name, **about, **found.table})
 
@@ -148,13 +123,3 @@ def renamed(progress: Progress, name: str, *, before: int = 0, of: int | None = 
         progress(name, before + done, total if of is None else of)
 
     return watch
-
-
-def sheet(columns: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """A table: columns as "kind name, kind name"; a cell that is a list is a value with its interval."""
-    named = [column.strip().split(" ", 1) for column in columns.split(",")]
-    return {"columns": [{"kind": kind, "name": name} for kind, name in named], "rows": [list(row) for row in rows]}
-
-
-def cell(found: Interval) -> list[float]:
-    return [found.value, found.low, found.high]
