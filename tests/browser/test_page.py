@@ -241,6 +241,31 @@ def test_the_table_sorts_and_leads_to_the_circuit(full: Path, open_page: Open) -
     assert page.inner_text(".loupe h3") == "logits@to"
 
 
+def test_on_a_narrow_screen_scores_are_seen_and_the_rest_scrolls_in_its_box(full: Path, open_page: Open) -> None:
+    page = open_page(full, size=NARROW)
+    box = page.get_by_role("region", name="Top edges with their scores")
+    for name in ("edge", "score", "exact patching"):
+        head = box.get_by_role("columnheader", name=name, exact=True).bounding_box()
+        assert head["x"] >= 0 and head["x"] + head["width"] <= NARROW[0], name
+    first = box.locator("tbody tr th").first
+    before = first.bounding_box()["x"]
+    assert box.evaluate("(box) => { box.scrollLeft = 1e4; return box.scrollLeft; }") > 0
+    assert first.bounding_box()["x"] == before  # the edge's name stays
+    assert box.get_by_role("columnheader", name="enters at").bounding_box()["x"] < NARROW[0]
+    areas = page.get_by_role("region", name="Areas")
+    assert areas.evaluate("(box) => box.scrollWidth <= box.clientWidth")
+    settled(page)
+    assert page.inner_text(".grid .note").endswith("Scroll sideways for the other spans.")
+
+
+def test_figures_are_explained_beside_them(full: Path, open_page: Open) -> None:
+    page = open_page(full)
+    assert "exact effect has the sign of the score. Chance is 50 %" in page.inner_text(".beside .note")
+    heads = page.get_by_role("region", name="Areas").locator("thead th").all_inner_texts()
+    assert heads[1:] == ["CPR, log axis", "CMD, log axis", "CPR, linear axis", "CMD, linear axis"]
+    assert "the last step, up to the whole model, is 50 % of it" in page.inner_text(".areas p")
+
+
 def test_the_curves_have_a_table(full: Path, open_page: Open) -> None:
     page = open_page(full)
     assert page.locator(".plot .series").count() == 4

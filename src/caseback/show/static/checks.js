@@ -38,18 +38,24 @@ function columnsOf(graph, state) {
   };
   const name = (row) => {
     const text = graph.edgeName(row);
-    return el("button", { type: "button", class: "link", title: "show in the circuit", onclick: () => open(row) }, text);
+    return el("button", { type: "button", class: "link", title: "show in the circuit", onclick: () => open(row) }, foldable(text));
   };
   const enters = { name: "enters at", title: "the size of circuit that first has this edge" };
   return [
     { name: "edge", by: (row) => graph.edgeName(row), show: name },
-    { name: "kind", by: (row) => row.channel, show: kind },
-    { ...enters, number: true, by: rank, show: (row) => count(rank(row)) },
     { name: "score", number: true, by: (row) => row.score, show: (row) => signed(row.score) },
     { name: "exact patching", number: true, by: (row) => row.exact, show: (row) => signed(row.exact) },
     { name: "interval", show: ({ low, high }) => known(low) && known(high) && el("small", {}, `${score(low)} … ${score(high)}`) },
     { name: "signs", by: agrees, show: (row) => ({ 1: "agree", 0: "differ" })[agrees(row)] ?? NONE },
+    { name: "kind", by: (row) => row.channel, show: kind },
+    { ...enters, number: true, by: rank, show: (row) => count(rank(row)) },
   ];
+}
+
+// An edge's name that breaks, where it has to, before its arrow and its span.
+function foldable(name) {
+  const pieces = name.split(/(->|@)/);
+  return pieces.map((piece, i) => (i % 2 ? [el("wbr"), el("span", { class: "joint" }, piece)] : piece));
 }
 
 function agreement(validation) {
@@ -60,8 +66,12 @@ function agreement(validation) {
     "signs agree": percent(validation.sign_agreement),
     "edges patched": count(validation.n),
   };
-  return el("dl", { class: "figures" },
-    Object.entries(figures).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return [
+    el("dl", { class: "figures" },
+      Object.entries(figures).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+    known(validation.sign_agreement) && el("p", { class: "note" },
+      "Signs agree: the share of the patched edges whose exact effect has the sign of the score. Chance is 50 %; ",
+      "an effect of exactly zero does not agree.")];
 }
 
 // Estimated against exact, with the line on which they are equal.

@@ -16,7 +16,7 @@ const OTHERS = [
   { key: "agreement", name: "same answer", shown: percent },
   { key: "kl", name: "KL, nats", shown: number },
 ];
-const AREAS = { cpr_linear: "CPR", cpr_log: "CPR, log axis", cmd_linear: "CMD", cmd_log: "CMD, log axis" };
+const AREAS = { cpr_log: "CPR, log axis", cmd_log: "CMD, log axis", cpr_linear: "CPR, linear axis", cmd_linear: "CMD, linear axis" };
 
 export function curveSection(payload, state) {
   const { curve, areas, completeness, graph, task } = payload;
@@ -43,7 +43,7 @@ export function curveSection(payload, state) {
       `${task.held_out ? `${count(task.held_out)} ` : ""}held-out prompts.`),
     plot.box,
     el("details", {}, el("summary", {}, "The numbers behind the curves"), numbers(curve, graph, kinds)),
-    areaTable(areas));
+    areaTable(areas, curve.edges));
 }
 
 function numbers(curve, graph, kinds) {
@@ -66,15 +66,18 @@ function numbers(curve, graph, kinds) {
   return table(columns, curve.edges.map((_, k) => k), { caption: "Faithfulness by size" });
 }
 
-function areaTable(areas) {
+function areaTable(areas, sizes) {
   const keys = Object.keys(AREAS).filter((key) => areas.some((row) => typeof row[key] === "number"));
   if (!keys.length) return null;
   const columns = [
     { name: "area under the curve", show: (row) => row.name },
     ...keys.map((key) => ({ name: AREAS[key], number: true, show: (row) => fixed(row[key], 3) })),
   ];
+  const last = (sizes.at(-1) - sizes.at(-2)) / (sizes.at(-1) - sizes[0]);
   return el("div", { class: "areas" },
     table(columns, areas, { caption: "Areas" }),
     el("p", { class: "soft" },
-      "CPR: area under faithfulness, higher is better. CMD: area between faithfulness and 1, zero is best."));
+      "CPR: area under faithfulness, higher is better. CMD: area between faithfulness and 1, zero is best. ",
+      sizes.length > 2 && keys.includes("cpr_linear") &&
+        `The linear axis flatters every curve: the last step, up to the whole model, is ${percent(last)} of it.`));
 }

@@ -37,7 +37,7 @@ export function circuitGrid(graph, payload, state) {
     if (!layout) return;
     backdrop ??= frame(graph, payload, layout, state.get());
     drawn = draw(graph, layout, state.get(), picture, backdrop);
-    put(note, drawn.note);
+    put(note, drawn.note, layout.width > scroll.clientWidth && " Scroll sideways for the other spans.");
     show(document.activeElement === picture ? { node: standing() } : null);
   });
   onWidth(scroll, (width) => {
