@@ -14,10 +14,11 @@ from caseback.core.errors import FamilyError, ReadingError, SiteError
 from caseback.model.edits import Call
 from caseback.model.model import Model
 from caseback.reading.columns import columns_of
-from caseback.reading.patching import SITES, Rows, estimate_grid, grid_agreement, patch_grid
+from caseback.reading.patching import SITES, estimate_grid, grid_agreement, patch_grid
+from caseback.reading.rows import Rows
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import logit_diff
-from caseback.zoo.tiny import tiny
+from caseback.zoo.tiny import TINY, tiny
 
 
 @cache
@@ -92,6 +93,38 @@ def test_nothing_and_ones_own_value_change_nothing(site: str) -> None:
     nowhere = torch.zeros((2, *pairs.clean.mask.shape), dtype=torch.bool)
     found = engine.grid(site, 1, given, nowhere, None if site == "resid_pre" else model.n_heads)
     np.testing.assert_allclose(found, np.broadcast_to(engine.start, found.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_every_family_computes_only_what_changes(name: str) -> None:
+    """The same numbers with and without the tokens before a patch; families that cannot leave them out run whole prompts."""
+    model = model_of(name)
+    pairs = random_pairs(model)
+    given = model.run(pairs.clean, read=["resid_pre.*"])
+    where = columns_of(pairs.clean).where
+    engine = Rows.of(model, pairs, pairs.counterfactual, [0, 1], rows=8)
+    for layer in range(2):
+        source = given[f"resid_pre.{layer}"]
+        found = engine.grid("resid_pre", layer, source[None], where, None)[0]
+        for column in (1, 2):
+            mask = where[column][..., None]
+            edit = Call(f"resid_pre.{layer}", lambda value, m=mask, s=source: torch.where(m, s, value))
+            logits = model.run(pairs.counterfactual, edit=[edit]).logits
+            np.testing.assert_allclose(found[column], logit_diff(logits, pairs), atol=5e-5)
+
+
+def test_tokens_before_a_patch_are_left_out() -> None:
+    model, pairs = model_of("llama"), pairs_of("llama")
+    engine = Rows.of(model, pairs, pairs.clean, [1], rows=64)
+    assert len(engine.keys) == model.n_layers
+    assert not Rows.of(model_of("bloom"), pairs_of("bloom"), pairs_of("bloom").clean, [1], rows=64).keys
+    seen: list[int] = []
+    handle = model.blocks[1].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    given = model.run(pairs.clean, read=["resid_pre.1"])["resid_pre.1"]
+    seen.clear()
+    engine.grid("resid_pre", 1, given[None], columns_of(pairs.clean).where[1:2], None)
+    handle.remove()
+    assert seen == [5]  # of 7 tokens, the span "middle" begins at the third
 
 
 def test_a_span_that_is_the_same_in_both_has_no_effect_at_the_embedding() -> None:

@@ -8,9 +8,10 @@ counterfactual value, a mean or zero into the clean run: is it needed? The two d
 
     effect = (M(patched) − M(start)) / (M(other) − M(start)),   means over examples before the division
 
-so 0 is the run that was patched into and 1 the other run. Patches are rows of one batch, and the blocks before a patched
-layer are not run again. Beside the exact grid there is its first-order estimate, attribution patching, from two forwards
-and one backward (Nanda 2023; Syed et al. 2023, arXiv 2310.10348): M(patched) ≈ M(start) + (a_source − a) · ∂M/∂a.
+so 0 is the run that was patched into and 1 the other run. Patches are rows of one batch, and what a patch cannot change
+is not computed again (`caseback.reading.rows`). Beside the exact grid there is its first-order estimate, attribution
+patching, from two forwards and one backward (Nanda 2023; Syed et al. 2023, arXiv 2310.10348):
+M(patched) ≈ M(start) + (a_source − a) · ∂M/∂a.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from caseback.core.errors import ReadingError
@@ -32,13 +33,14 @@ from caseback.evidence.intervals import DEFAULT, Interval, Resampling
 from caseback.evidence.ranks import Agreement
 from caseback.model.batch import Batch
 from caseback.model.model import Model
-from caseback.model.run import Run, Start, execute, plan_sites
+from caseback.model.run import Run, plan_sites
 from caseback.model.sites import NAMES
 from caseback.reading.columns import By, Columns, columns_of
+from caseback.reading.rows import Rows
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import metric_of
 
-__all__ = ["SITES", "Direction", "Grid", "PatchSource", "Rows", "estimate_grid", "grid_agreement", "patch_grid"]
+__all__ = ["SITES", "Direction", "Grid", "PatchSource", "estimate_grid", "grid_agreement", "patch_grid"]
 
 SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")
 """The usual rows of a grid; any site with layers will do."""
@@ -108,7 +110,8 @@ def patch_grid(
     """Patch every layer, head and column of a site by itself; `rows` sequences run at a time.
 
     `source` is what is put in: the other run's value, the mean of the counterfactual values over the examples and over
-    the tokens of a column, or zero. Cost: two forwards, and a forward a patch from the patched block on.
+    the tokens of a column, or zero. Cost: two forwards, and for each patch the blocks
+    from its layer on and the tokens from its first on (`caseback.reading.rows`).
 
     Raises SiteError or FamilyError for a site the model does not have, ReadingError for columns the pairs do not have
     and for a direction and source that make no sense together.
@@ -291,79 +294,3 @@ def _first_order(
         product = product[..., None]
     product = product.expand(len(where), *product.shape[1:])
     return torch.einsum("cbph,cbp->hcb", product, where.float())
-
-
-# --- patches as rows ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Runs many patches of one batch at a time: each is the batch once more, from the patched block on."""
-
-    model: Model
-    pairs: PairBatch
-    batch: Batch
-    """The run patched into."""
-    streams: dict[int, Float[Tensor, "batch pos d_model"]]
-    start: Float[np.ndarray, "example"]
-    rows: int
-
-    @staticmethod
-    def of(model: Model, pairs: PairBatch, batch: Batch, layers: Sequence[int], *, rows: int) -> Rows:
-        """Run the batch once and keep the streams entering the blocks that will be patched."""
-        keep = [layer for layer in layers if layer > 0]
-        run = model.run(batch, read=[f"resid_pre.{layer}" for layer in keep])
-        assert run.logits is not None
-        start = _array(metric_of(pairs.metric)(run.logits, pairs))
-        return Rows(model, pairs, batch, {layer: run[f"resid_pre.{layer}"] for layer in keep}, start, rows)
-
-    def grid(
-        self, site: str, layer: int, source: Tensor, where: Bool[Tensor, "column batch pos"], heads: int | None
-    ) -> Float[np.ndarray, "head column example"]:
-        """The metric with `source` ([1 or column, …]) put in at each head (or all there is) and column."""
-        n_heads, n_columns = heads or 1, len(where)
-        head, column = (x.ravel() for x in np.indices((n_heads, n_columns)))
-        at_once = max(1, self.rows // self.batch.n)
-        found = []
-        for begin in range(0, len(head), at_once):
-            some = torch.tensor(column[begin : begin + at_once], device=where.device)
-            which = None if heads is None else torch.tensor(head[begin : begin + at_once], device=where.device)
-            values = source if len(source) == 1 else source[some]
-            found.append(self._run(site, layer, values, where[some], which))
-        return np.concatenate(found).reshape(n_heads, n_columns, -1)
-
-    def _run(
-        self,
-        site: str,
-        layer: int,
-        source: Tensor,
-        where: Bool[Tensor, "patch batch pos"],
-        heads: Int[Tensor, "patch"] | None,
-    ) -> Float[np.ndarray, "patch example"]:
-        patches, n = where.shape[:2]
-        many = Batch(self.batch.ids.repeat(patches, 1), self.batch.mask.repeat(patches, 1))
-        stream = self.streams.get(layer)
-        start = None if stream is None else Start(layer, stream.repeat(patches, 1, 1))
-        tap = partial(_put, site == "pattern", source, where, heads)
-        logits = execute(self.model, many, {(site, layer): tap}, start=start)
-        assert logits is not None
-        pairs = self.pairs
-        repeated = PairBatch(many, many, pairs.answers.repeat(patches, 1), pairs.foils.repeat(patches, 1), pairs.metric)
-        return _array(metric_of(pairs.metric)(logits, repeated)).reshape(patches, n)
-
-
-def _put(
-    pattern: bool,
-    source: Tensor,
-    where: Bool[Tensor, "patch batch pos"],
-    heads: Int[Tensor, "patch"] | None,
-    value: Tensor,
-) -> Tensor:
-    """The tap: the source where a patch says so (positions, one head), the value elsewhere."""
-    value = value.unflatten(0, where.shape[:2])
-    mask = where[:, :, None, :] if pattern else where  # [patch, batch, (head,) pos]
-    if heads is not None:
-        axis = 2 if pattern else 3
-        chosen = torch.arange(value.shape[axis], device=value.device) == heads[:, None]
-        mask = mask & chosen[:, None, :, None] if pattern else mask[..., None] & chosen[:, None, None, :]
-    return torch.where(mask[..., None], source.to(value), value).flatten(0, 1)
