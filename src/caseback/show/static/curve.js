@@ -1,21 +1,22 @@
-// A curve plot: lines with interval bands over a logarithmic axis, names at the line ends, one vertical marker.
+// A curve plot: lines with interval bands over a logarithmic or linear axis, names at the line ends, one vertical marker.
 // Told apart without colour: the first series is solid with dots, the others dashed and dotted.
 
 import { el, onWidth, put, svg } from "caseback/dom";
-import { count, percent } from "caseback/format";
+import { KINDS } from "caseback/kinds";
 import { extent, linear, log } from "caseback/scales";
 
 const HEIGHT = 340;
 const GAP = 16; // least distance of two names at the line ends, px
 
-// series: [{name, short, look, x, y, low, high}]; look is a class: "own", "agnostic", "random", "complement".
+// series: [{name, short, look, x, y, low, high}]; look is a class: "own", "control", "random", …; axis: "log" or "linear";
+// format: how y is written, one of KINDS.
 // Returns {box, mark(x)}.
-export function curvePlot(series, { xLabel, yLabel, label }) {
+export function curvePlot(series, { xLabel, yLabel, label, axis = "log", format = "percent" }) {
   const box = el("div", { class: "plot" });
   let marked = null;
   let draw = () => {};
   onWidth(box, (width) => {
-    draw = () => put(box, drawn(series, { xLabel, yLabel, label, width, marked }));
+    draw = () => put(box, drawn(series, { xLabel, yLabel, label, axis, format, width, marked }));
     draw();
   });
   return {
@@ -27,27 +28,35 @@ export function curvePlot(series, { xLabel, yLabel, label }) {
   };
 }
 
-function drawn(series, { xLabel, yLabel, label, width, marked }) {
+function drawn(series, { xLabel, yLabel, label, axis, format, width, marked }) {
   const narrow = width < 560;
   const edge = { left: 46, right: narrow ? 14 : 150, top: 14, bottom: 44 };
   const xs = extent(series.flatMap((s) => s.x));
-  const x = log(xs[0] === xs[1] ? [xs[0] / 2, xs[0] * 2] : xs, [edge.left, width - edge.right]);
+  const alone = axis === "log" ? [xs[0] / 2, xs[0] * 2] : [xs[0] - 1, xs[0] + 1];
+  const x = { log, linear }[axis](xs[0] === xs[1] ? alone : xs, [edge.left, width - edge.right]);
   const own = series[0];
-  const [low, high] = extent([...series.flatMap((s) => s.y), ...(own.low ?? []), ...(own.high ?? []), 0, 1]);
+  const seen = extent([...series.flatMap((s) => s.y), ...(own.low ?? []), ...(own.high ?? []), 0]);
+  // a share is seen against the whole, unless it is a small one
+  const whole = format === "percent" && (axis === "log" || seen[1] > 0.4);
+  const [low, high] = extent([...seen, whole ? 1 : null, seen[0] === seen[1] ? 1 : null]);
   const room = 0.04 * (high - low);
   const y = linear([low - (low < 0 ? room : 0), high + room], [HEIGHT - edge.bottom, edge.top]);
 
+  const key = (tick) => tick === 0 || (whole && Math.abs(tick - 1) < 1e-9);
+  const written = KINDS[format].tick;
   const grid = y.ticks(5).map((tick) =>
-    svg("g", { class: tick === 0 || Math.abs(tick - 1) < 1e-9 ? "line key" : "line" },
+    svg("g", { class: key(tick) ? "line key" : "line" },
       svg("line", { x1: edge.left, x2: width - edge.right, y1: y(tick), y2: y(tick) }),
-      svg("text", { x: edge.left - 8, y: y(tick) + 4, "text-anchor": "end" }, percent(tick))),
+      svg("text", { x: edge.left - 8, y: y(tick) + 4, "text-anchor": "end" }, written(tick))),
   );
-  const all = x.ticks();
-  const step = Math.ceil(all.length / (narrow ? 4 : 7));
+  const most = narrow ? 4 : 7;
+  const stepped = axis === "log" || !series.every((s) => s.x.every(Number.isInteger));
+  const all = x.ticks(most).filter((tick) => stepped || Number.isInteger(tick)); // no layer 2.5
+  const step = axis === "log" ? Math.ceil(all.length / most) : 1;
   const ticks = all.filter((_, i) => i % step === 0).map((tick) =>
     svg("g", { class: "line" },
       svg("line", { x1: x(tick), x2: x(tick), y1: HEIGHT - edge.bottom, y2: HEIGHT - edge.bottom + 5 }),
-      svg("text", { x: x(tick), y: HEIGHT - edge.bottom + 19, "text-anchor": "middle" }, count(tick))),
+      svg("text", { x: x(tick), y: HEIGHT - edge.bottom + 19, "text-anchor": "middle" }, KINDS.number.tick(tick))),
   );
 
   const ends = [];
@@ -60,7 +69,7 @@ function drawn(series, { xLabel, yLabel, label, width, marked }) {
     return svg("g", { class: `series ${s.look}` },
       band(s, x, y),
       svg("path", { class: "curve", d: path }),
-      s === own && points.map(([cx, cy]) => svg("circle", { cx, cy: y(cy), r: 2.6 })));
+      (s === own || points.length === 1) && points.map(([cx, cy]) => svg("circle", { cx, cy: y(cy), r: 2.6 })));
   });
   ends.sort((a, b) => a.at - b.at);
   for (let i = 1; i < ends.length; i++) ends[i].at = Math.max(ends[i].at, ends[i - 1].at + GAP);

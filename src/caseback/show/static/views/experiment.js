@@ -1,21 +1,15 @@
-// The page of an experiment: the finding in a sentence, then curves, clouds of points and tables in the payload's order.
+// The page of an experiment: the finding in a sentence, then curves, clouds of points, heat maps and tables in the payload's order.
 
 import { scatter } from "caseback/checks";
 import { curvePlot } from "caseback/curve";
 import { el, put } from "caseback/dom";
-import { count, duration, interval, number, percent, score } from "caseback/format";
+import { count, duration, percent } from "caseback/format";
+import { heatMaps } from "caseback/heat";
+import { KINDS } from "caseback/kinds";
 import { list } from "caseback/record";
 import { hashState } from "caseback/state";
 import { table } from "caseback/table";
 import { masthead } from "caseback/views/circuit";
-
-// How a number of each kind is written, and its interval.
-const KINDS = {
-  count: { shown: count, between: (low, high) => `${count(low)} … ${count(high)}` },
-  percent: { shown: percent, between: interval },
-  number: { shown: (x) => number(x), between: (low, high) => `${number(low)} … ${number(high)}` },
-  signed: { shown: (x) => score(x), between: (low, high) => `${score(low)} … ${score(high)}`, sign: true },
-};
 
 export function view(root, payload) {
   const state = hashState({ theme: "" }, { theme: (text) => text === "light" || text === "dark" });
@@ -27,14 +21,21 @@ export function view(root, payload) {
     el("footer", {}, "Made by caseback. This file holds everything it shows and asks nothing of any network."));
 }
 
-function drawn({ title, text, curve, points, table: sheet }) {
+function drawn({ title, text, curve, points, heat, heats, table: sheet }) {
   const clouds = points?.map((cloud) => el("figure", {}, scatter(cloud.points), el("figcaption", { class: "soft" }, cloud.name)));
   return el("section", {},
     el("h2", {}, title),
     el("p", { class: "soft measure" }, text),
-    curve && curvePlot(curve.series, { xLabel: curve.x, yLabel: curve.y, label: `${title}; the tables have the numbers` }).box,
+    curve && plotOf(curve, title),
     clouds && el("div", { class: "clouds" }, clouds),
+    heat && heatMaps([heat], title),
+    heats && heatMaps(heats, title),
     sheet && tableOf(sheet, title));
+}
+
+function plotOf({ x, y, axis, format, series }, title) {
+  const label = `${title}; the tables have the numbers`;
+  return curvePlot(series, { xLabel: x, yLabel: y, axis: axis ?? "log", format: format ?? "percent", label }).box;
 }
 
 function tableOf({ columns, rows }, caption) {
