@@ -240,7 +240,7 @@ def experiment(method: str) -> str:
     path = DOCS / f"{method}.json"
     if not path.exists():
         return f"Not measured here yet: `caseback experiment {method} ioi`, then `python docs/make.py --run latest`."
-    from caseback.cli.experiment import _cell as shown  # as the command prints them
+    from caseback.cli.say import cell as shown  # as the command prints them
 
     run = json.loads(path.read_text("utf-8"))
     columns = tuple(column["name"] for column in run["section"]["columns"])

@@ -30,6 +30,7 @@ COMMANDS = {
         "caseback.cli.experiment:app",
         "Experiments: positions, schemas, exact patching.",
     ),
+    "relation": ("caseback.cli.relation:app", "Relations as linear maps: judge one, list them."),
     "schema": ("caseback.cli.schema:app", "Schemas: induce, propose and apply the spans of a task."),
     "model": ("caseback.cli.model:app", "Models: sites, families, and the identities that must hold."),
     "exchange": (

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caseback.cli.progress import progress
+from caseback.cli.say import say
 
 if TYPE_CHECKING:
-    from caseback.study import Record
     from caseback.study.experiments import Experiment
 
 __all__ = ["app"]
@@ -141,43 +141,4 @@ def _run(experiment: Experiment, asked: Mapping[str, Any], own: Mapping[str, Any
     if asked["as_json"]:
         typer.echo(json.dumps(record.table))
     else:
-        _say(record)
-
-
-def _say(record: Record) -> None:
-    """The claim, the tables, and where the page is."""
-    view, table = record.stage("view").data, record.table
-    typer.echo(f"{table['task']} on {table['model']}: {table['n']} pairs, {table['kept']} answered right\n")
-    typer.echo(view["claim"])
-    for section in view["sections"]:
-        typer.echo(f"\n{section['title']}")
-        for line in _lines(section["table"]):
-            typer.echo(f"  {line}")
-    typer.echo(f"\n{table['seconds']:.0f} s, {table['peak_memory_mb']:,.0f} MB")
-    typer.echo(f"run {record.id}")
-    typer.echo(f"page {record.report.resolve()}" if record.report else "no page was written")
-
-
-FORMATS = {"count": "{:,.0f}", "percent": "{:.1%}", "number": "{:.3f}", "signed": "{:+.3g}"}
-
-
-def _lines(table: Mapping[str, Any]) -> list[str]:
-    """A table of a section as aligned lines."""
-    kinds = [column["kind"] for column in table["columns"]]
-    rows = [[column["name"] for column in table["columns"]]]
-    rows += [[_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True)] for row in table["rows"]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(kinds))]
-    sides = ["<" if kind == "text" else ">" for kind in kinds]
-    return [
-        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)).rstrip() for row in rows
-    ]
-
-
-def _cell(cell: Any, kind: str) -> str:
-    """A number of its kind, its interval behind it; text without what a terminal would act on."""
-    if kind == "text":
-        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cell)
-    value, *ends = [
-        "–" if part is None else FORMATS[kind].format(part) for part in (cell if isinstance(cell, list) else [cell])
-    ]
-    return f"{value} [{', '.join(ends)}]" if ends else value
+        say(record)

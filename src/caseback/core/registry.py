@@ -24,12 +24,14 @@ _OFFERS: dict[tuple[str, str], str] = {
     ("report", "patching"): "caseback.show.experiments:report",
     ("report", "positions"): "caseback.show.experiments:report",
     ("report", "schemas"): "caseback.show.experiments:report",
+    ("report", "relation"): "caseback.show.experiments:report",
     ("payload", "circuit"): "caseback.show.payload:validate",
     ("payload", "experiment"): "caseback.show.experiments:validate",
     ("method", "circuit"): "caseback.study.circuit:METHOD",
     ("method", "patching"): "caseback.study.experiments:PATCHING",
     ("method", "positions"): "caseback.study.experiments:POSITIONS",
     ("method", "schemas"): "caseback.study.experiments:SCHEMAS",
+    ("method", "relation"): "caseback.study.relation:RELATION",
     ("check", "circuits"): "caseback.circuits.check:identities",
 }
 

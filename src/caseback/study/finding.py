@@ -7,7 +7,7 @@ that ask a task's pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -126,7 +126,7 @@ def cell(found: Interval) -> list[float]:
     return [found.value, found.low, found.high]
 
 
-def line(name: str, look: str, x: Sequence[Any], y: Sequence[Any]) -> dict[str, Any]:
+def line(name: str, look: str, x: Iterable[Any], y: Iterable[Any]) -> dict[str, Any]:
     """A line of a curve."""
     return {"name": name, "look": look, "x": [float(v) for v in x], "y": [float(v) for v in y]}
 

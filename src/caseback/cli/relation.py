@@ -1,0 +1,175 @@
+"""`caseback relation` and `caseback attribute`: linear relation decoding, as runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from caseback.cli.progress import progress
+from caseback.cli.say import say
+from caseback.core.errors import RelationError
+
+if TYPE_CHECKING:
+    from caseback.study import Record
+
+__all__ = ["app"]
+
+
+class _NameOrCommand(TyperGroup):
+    """`list` and `judge` are commands; any other first word is a relation to judge."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["judge", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_NameOrCommand,
+    no_args_is_help=True,
+    help="Relations as linear maps: `caseback relation NAME|FILE`, `caseback relation list`.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
+]
+
+
+@app.command("list")
+def list_relations(
+    known: Annotated[
+        bool, typer.Option("--known", help="Also ask the model how many samples it knows (a minute).")
+    ] = False,
+    model: ModelName = None,
+    as_json: Json = False,
+) -> None:
+    """The relations that come with caseback: how many samples, where they are from, how many the model knows."""
+    from caseback.relations import library
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "category": library.get(name).category,
+            "samples": len(library.get(name).samples),
+            "source": library.source(name),
+        }
+        for name in library.names()
+    ]
+    if known or model is not None:
+        from caseback.model.load import load
+        from caseback.relations.judge import n_known
+
+        with progress() as tick:
+            loaded = load(model, progress=tick)
+            for i, row in enumerate(rows):
+                row["known"], row["asked"] = n_known(loaded, library.get(row["name"]))
+                tick("relations", i + 1, len(rows))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        knows = f"  knows {row['known']:>3} of {row['asked']:>3}" if "known" in row else ""
+        typer.echo(f"{row['name']:{width}}  {row['category']:11}  {row['samples']:>3} samples{knows}  {row['source']}")
+
+
+@app.command("judge")
+def judge(
+    relation: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="A relation (`caseback relation list`) or a file.")
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="All relations of a category: factual, commonsense, linguistic or bias.")
+    ] = None,
+    model: ModelName = None,
+    train: Annotated[int, typer.Option(min=2, help="Training samples, which are also the few-shot examples.")] = 5,
+    zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Ask without examples.")] = False,
+    template: Annotated[int, typer.Option(min=0, help="Which of the relation's templates.")] = 0,
+    layers: Annotated[str, typer.Option(help="Layers that are edited: even or all (all are decoded).")] = "even",
+    pairs: Annotated[int, typer.Option(min=2, help="Known samples at most that are edited.")] = 24,
+    splits: Annotated[int, typer.Option(min=1, help="Draws of training samples.")] = 1,
+    twin: Annotated[bool, typer.Option("--twin", help="The control: the same model with random weights.")] = False,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
+    out: Out = None,
+    force: Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Estimate a relation's linear map, and judge it: faithfulness and causality, held out, beside their controls."""
+    from caseback.relations import library
+    from caseback.relations.judge import JudgeConfig
+    from caseback.study import Study
+    from caseback.study.relation import RELATION, RelationConfig
+
+    if (relation is None) == (category is None):
+        raise RelationError("give one relation, or --category with a category's name")
+    if category is not None:
+        categories = sorted({library.get(name).category for name in library.names()})
+        if category not in categories:
+            raise RelationError(f"there is no category {category!r}; there are: {', '.join(categories)}")
+    names = [relation] if relation else [n for n in library.names() if library.get(n).category == category]
+    how = JudgeConfig(train=train, zero_shot=zero_shot, template=template, layers=layers, pairs=pairs, seed=seed)
+    records: list[Record] = []
+    left_out: dict[str, str] = {}
+    loaded = None
+    with progress() as tick:
+        for name in names:
+            library.resolve(name)
+            config = RelationConfig(
+                relation=name, model=model, seed=seed, dtype=dtype, device=device, twin=twin, splits=splits, judge=how
+            )
+            loaded = loaded or config.load_model(tick)
+            spec = RELATION.spec(config, loaded, passed={"relation": name})
+            try:
+                records.append(Study(out).run(spec, progress=tick, force=force, have={"model": loaded}))
+            except RelationError as error:
+                if relation is not None:
+                    raise
+                left_out[name] = str(error)
+    tables = [record.table for record in records]
+    if as_json:
+        typer.echo(json.dumps(tables[0] if relation else {"relations": tables, "left_out": left_out}))
+        return
+    if relation is not None:
+        say(records[0])
+        return
+    _category(category or "", tables, left_out)
+
+
+def _category(category: str, tables: list[dict[str, Any]], left_out: dict[str, str]) -> None:
+    """A line a relation, and the category's means with intervals over relations."""
+    import numpy as np
+
+    from caseback.evidence import mean_interval
+
+    if not tables:
+        raise RelationError(
+            f"no relation of the category {category!r} could be judged: {next(iter(left_out.values()))}"
+        )
+    width = max(len(table["relation"]) for table in tables)
+    typer.echo(f"{'relation':{width}}  known  layer     β  strict      95 %      prefix  best control        causality")
+    for table in tables:
+        controls = {k: v for k, v in table["controls"].items() if not k.startswith("causal")}
+        best = max(controls, key=lambda name: controls[name])
+        typer.echo(
+            f"{table['relation']:{width}}  {table['n_known']:>5}  {table['layer']:>5}  {table['beta']:>4g}  "
+            f"{table['faithful_strict']:>5.0%}  [{table['low']:>4.0%}, {table['high']:>4.0%}]  {table['faithful_prefix']:>5.0%}  "
+            f"{controls[best]:>4.0%} {best:13}  {table['causality']:>5.0%}"
+        )
+    typer.echo("")
+    for key in ("faithful_strict", "faithful_prefix", "causality"):
+        typer.echo(
+            f"{key}: {mean_interval(np.array([table[key] for table in tables]))}, mean over {len(tables)} relations"
+        )
+    for name, why in left_out.items():
+        typer.echo(f"left out: {name} ({why})")
