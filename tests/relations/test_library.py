@@ -82,6 +82,11 @@ def test_the_script_tells_the_shipped_sources(make: ModuleType) -> None:
     assert {name for name in NAMES if shipped[name].startswith("Written by hand")} == set(make.WRITTEN)
 
 
+def test_the_page_has_the_table_of_the_script(make: ModuleType) -> None:
+    page = make.PAGE.read_text("utf-8")
+    assert page == make.table(page), "run: python scripts/relations/make.py"
+
+
 def test_known_facts() -> None:
     """One row of each library, so that a column that was mixed up is seen."""
     rows = {
