@@ -74,6 +74,24 @@ def test_a_command_file_imports_no_torch(target: str) -> None:
     assert not imported(f"import {target.split(':')[0]}") & {"torch", "transformers"}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["circuit", "nosuch.jsonl"],
+        ["task", "check", "nosuch.jsonl"],
+        ["exchange", "read", "nosuch.json"],
+        ["task", "list"],
+        ["runs", "--study", "nosuch"],
+        ["show", "latest", "--study", "nosuch"],
+        ["report", "latest", "--study", "nosuch"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_model_imports_no_transformers(arguments: list[str]) -> None:
+    code = f"from caseback.cli.app import main\ntry: main({arguments!r})\nexcept SystemExit: pass"
+    assert "transformers" not in imported(code)
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:

@@ -151,7 +151,7 @@ def test_what_cannot_be_done_is_a_sentence(place: Path, run: dict[str, Any], cas
     assert "there is no run 'x'" in refused("write", "x", out, "--study", study)
     assert "no circuit of at most 1 edges leads" in refused("write", "latest", out, "--study", study, "--edges", 1)
     assert not out.exists()
-    assert "no file or folder" in refused("read", out)
+    assert f"there is no file {out}; give the JSON of" in refused("read", out)
     out.write_text("{")
     assert "is not a JSON file" in refused("read", out)
     caseback("exchange", "write", "latest", out, "--study", study)

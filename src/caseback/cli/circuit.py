@@ -56,10 +56,6 @@ def circuit(
     force: Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")] = False,
 ) -> None:
     """Find the circuit behind a task: which parts, at which positions, answer the prompt, and how sure that is."""
-    from caseback.circuits.discover import DiscoverConfig
-    from caseback.circuits.parts import require
-    from caseback.study import Study
-    from caseback.study.circuit import CircuitConfig, circuit_spec
     from caseback.tasks.files import is_file, read_task
 
     for name, value, choices in (
@@ -72,7 +68,12 @@ def circuit(
         if value not in choices:
             raise typer.BadParameter(f"{name} is {value!r}; choose one of {', '.join(choices)}")
     if is_file(task) and not Path(task).exists():
-        read_task(task)  # says so at once, before a model is loaded
+        read_task(task)  # says so at once, before transformers is imported and a model loaded
+    from caseback.circuits.discover import DiscoverConfig
+    from caseback.circuits.parts import require
+    from caseback.study import Study
+    from caseback.study.circuit import CircuitConfig, circuit_spec
+
     config = CircuitConfig(
         task=task,
         n=100 if n is None and not is_file(task) else n,

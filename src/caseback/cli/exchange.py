@@ -132,12 +132,14 @@ def read(
     as_json: Json = False,
 ) -> None:
     """Say what a circuit file holds; with --task also how much of the answer the circuit keeps."""
+    if task is None and (model is not None or n is not None):
+        raise typer.BadParameter("--model and --n are for measuring: say on which --task")
+    if not file.is_file():
+        raise CircuitError(f"there is no file {file}; give the JSON of EAP-IG, MIB or `caseback exchange write`")
     from caseback.circuits import exchange
     from caseback.model.load import load
     from caseback.tasks.files import is_file, read_task
 
-    if task is None and (model is not None or n is not None):
-        raise typer.BadParameter("--model and --n are for measuring: say on which --task")
     held = exchange.read(file)
     found = {"file": str(file), **_described(held)}
     if task is not None:

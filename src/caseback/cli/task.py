@@ -87,8 +87,10 @@ def check_task(
 ) -> None:
     """Ask a model every pair: its accuracy, how many pairs are left to study, and why the others are not."""
     from caseback.model.load import load
-    from caseback.tasks.files import read_task
+    from caseback.tasks.files import is_file, read_task
 
+    if is_file(task) and not Path(task).exists():
+        read_task(task)  # says so at once, before a model is loaded
     with progress() as tick:
         loaded = load(model, progress=tick)
         asked = read_task(task, model=loaded, n=n, seed=seed, counterfactual=counterfactual, allow_empty=allow_empty)

@@ -71,7 +71,7 @@ function agreement(validation) {
       Object.entries(figures).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
     known(validation.sign_agreement) && el("p", { class: "note" },
       "Signs agree: the share of the patched edges whose exact effect has the sign of the score. Chance is 50 %; ",
-      "an effect of exactly zero does not agree.")];
+      "zero agrees with zero alone.")];
 }
 
 // Estimated against exact, with the line on which they are equal.
