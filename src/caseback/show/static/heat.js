@@ -59,7 +59,7 @@ function scaleOf(heats) {
 function mapOf(heat, scale, label) {
   const { x, y, values, texts } = heat;
   const { brief } = KINDS[heat.format];
-  const words = values.map((row, i) => row.map((value, j) => texts?.[i][j] || (value === null ? "" : brief(value))));
+  const words = values.map((row, i) => row.map((value, j) => (texts ? texts[i][j] : value === null ? "" : brief(value))));
   const cells = values.map((row, i) =>
     row.map((value, j) => {
       const part = value === null ? 0 : scale.of(value);
