@@ -31,6 +31,9 @@ from caseback.tasks.metrics import metric_of
 
 __all__ = ["Patches", "Rows"]
 
+ENOUGH = 128
+"""Tokens a forward should have before it is cheaper to start another one with fewer tokens a row."""
+
 
 @dataclass(frozen=True)
 class Patches:
@@ -105,14 +108,25 @@ class Rows:
         n_heads, n_columns = heads or 1, len(where)
         head, column = (torch.tensor(x.ravel(), device=where.device) for x in np.indices((n_heads, n_columns)))
         first = _first(where)[column]
-        order = first.argsort(stable=True)
         found = np.empty((n_heads * n_columns, self.batch.n))
-        at_once = max(1, self.rows // self.batch.n)
-        for some in order.split(at_once):
+        for some in self._batches(first):
             values = source if len(source) == 1 else source[column[some]]
             patches = Patches(site, values, where[column[some]], None if heads is None else head[some])
             found[some.cpu().numpy()] = self.run(layer, patches, int(first[some].min()))
         return found.reshape(n_heads, n_columns, -1)
+
+    def _batches(self, first: Int[Tensor, "patch"]) -> Iterator[Int[Tensor, "patch"]]:
+        """Patches that begin at about the same token, so that few tokens are run in vain; at most `rows` rows each."""
+        order = first.argsort(stable=True)
+        begins = first[order].tolist() if self.keys else [0] * len(order)
+        n, width = self.batch.ids.shape
+        at_once, start = max(1, self.rows // n), 0
+        for end in range(1, len(order) + 1):
+            full = end - start == at_once or end == len(order)
+            enough = (end - start) * n * (width - begins[start]) >= ENOUGH
+            if full or (enough and begins[end] != begins[end - 1]):
+                yield order[start:end]
+                start = end
 
     def run(self, layer: int, patches: Patches, first: int = 0) -> Float[np.ndarray, "patch example"]:
         """The metric under each patch, none of which is before token `first`."""
