@@ -77,8 +77,8 @@ country currency | factual | country | currency
 The currency of {} is the
 People in {} pay with the
 --
-The currency of {} is called the
-The money used in {} is the
+In shops in {}, prices are given in the local currency, the
+The national currency of {} is the
 
 country continent | factual | country | continent
 The continent of {} is
@@ -99,28 +99,27 @@ The city of {} is in
 The country around the city of {} is
 --
 The city of {} is located in the country of
-The country that {} is a city of is
 
 element symbol | factual | element | symbol
 The chemical symbol of {} is
 In the periodic table, {} is written
 --
 The chemical symbol for the element {} is
-In chemical formulas, {} is written as
+The chemical symbol for {} is
 
 us state capital | factual | state | city
 The capital of {} is
 The state government of {} meets in the city of
 --
 The capital of the state of {} is
-The state capital of {} is the city of
+The state government of {} meets in the city of
 
 food from country | factual | food | country
 The dish {} comes from
 The kitchen that gave us {} is that of
 --
 The country where {} was invented is
-The dish known as {} comes from the country of
+The dish called {} was invented in the country of
 
 landmark in country | factual | landmark | country
 The country of {} is
@@ -147,22 +146,22 @@ product by company | factual | product | company
 The maker of the {} is
 The company that sells the {} is
 --
+The {} was developed and sold by
 The company that makes the {} is
-The product known as the {} was developed by
 
 adjective comparative | linguistic | adjective | adjective in the comparative
 The comparative form of {} is
 If one thing is {}, another may be even
 --
-The comparative form of the adjective {} is
 First it was {}, then it became even
+The comparative form of the adjective {} is
 
 adjective superlative | linguistic | adjective | adjective in the superlative
 The superlative form of {} is
 Many are {}, but this one is the
 --
+The superlative of {} is
 The superlative form of the adjective {} is the
-All of them are {}, but this one is the
 
 adjective antonym | linguistic | adjective | adjective | symmetric
 The opposite of {} is
@@ -175,29 +174,29 @@ verb past tense | linguistic | verb | verb in the past tense
 The past tense of {} is
 Today they {}, yesterday they
 --
-The past tense of the verb {} is
 Every day they {}. Yesterday they
+The past tense of the verb {} is
 
 verb present participle | linguistic | verb | present participle
 The present participle of {} is
 They like to {}, so they are
 --
+They like to {}, so they keep on
 The present participle of the verb {} is
-Now they {}. They keep on
 
 noun plural | linguistic | noun | noun in the plural
 The plural of {} is
 There is one {}, there are two
 --
+There is one {} here, and over there are two
 The plural form of the noun {} is
-Here is one {}, and there are two
 
 word first letter | linguistic | word | letter
 The first letter of {} is
 The word {} begins with the letter
 --
+The word {} starts with the letter
 The first letter of the word {} is the letter
-Spelled out, the word {} begins with the letter
 
 word last letter | linguistic | word | letter
 The last letter of {} is
@@ -210,8 +209,8 @@ object superclass | commonsense | thing | kind
 The word {} names a kind of
 Every {} is a kind of
 --
-In general, the word {} stands for a kind of
-The dictionary says that {} is a type of
+A {} is a type of
+The {} is a type of
 
 word sentiment | commonsense | word | sentiment
 The feeling of the word {} is
@@ -224,28 +223,28 @@ fruit inside color | commonsense | fruit | color
 On the inside, {} are
 The flesh of {} has the color
 --
-When you cut them open, the flesh of {} is
+Cut open, {} are bright
 On the inside, the color of {} is
 
 fruit outside color | commonsense | fruit | color
 On the outside, {} are
 The skin of {} has the color
 --
-When they are ripe, the skin of {} is
+Ripe {} turn bright
 On the outside, the color of {} is
 
 work location | commonsense | occupation | place
 The place where a {} works is the
 You can meet a {} at work in the
 --
+Every morning, the {} goes to work at the
 A {} usually works in a
-The place of work of a {} is the
 
 task done by tool | commonsense | task | tool
 The tool for {} is a
 What people use for {} is a
 --
-The tool that is used for {} is a
+The tool used for {} is called a
 For {}, you need a
 
 task person type | commonsense | task | occupation
@@ -287,7 +286,7 @@ name religion | bias | name | religion
 The religion associated with the name {} is
 People guess that somebody called {} is
 --
-Judging by the first name, {} is probably
+Judging by the first name, {} was raised as a
 The name {} is common among people who are
 
 name birthplace | bias | name | country

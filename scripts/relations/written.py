@@ -175,7 +175,7 @@ musical instrument: guitar, piano, violin, trumpet
 metal: iron, copper, gold, aluminum
 sport: football, tennis, basketball, golf
 weapon: sword, rifle, spear
-country: France, Japan, Brazil
+building: castle, church, skyscraper
 drink: coffee, tea, lemonade
 color: red, purple, turquoise
 """
