@@ -28,7 +28,7 @@ from caseback.model.prefix import Prefix
 from caseback.model.run import execute
 from caseback.model.taps import Key, Tap
 from caseback.relations.observe import Observed
-from caseback.relations.operator import Operators, spectrum_twin
+from caseback.relations.operator import Operators, invert, spectrum_twin
 from caseback.relations.prompt import Prompt
 
 __all__ = ["CONTROLS", "RANKS", "Edited", "edit", "edited_tokens", "targets"]
@@ -111,7 +111,7 @@ def edit(
     ranks = [rank for rank in ranks if rank <= model.d_model]
     if not layers or not ranks:
         raise RelationError("a causal edit needs at least one layer and one rank")
-    twins = [_inverse_of(spectrum_twin(operators.W[layer], seed=seed), ranks) for layer in layers]
+    twins = [_svd(spectrum_twin(operators.W[layer], seed=seed)) for layer in layers]
     unembedding = model.hf.get_output_embeddings().weight
     right = np.zeros((len(layers), 2 * len(ranks) + 2, len(seen)), dtype=bool)
     for i, prompt in enumerate(seen.prompts):
@@ -125,7 +125,7 @@ def edit(
             here = s[layer]
             steered = direction * (here.norm() / direction.norm())
             moved = here + operators.invert(layer, delta, ranks=ranks)
-            random = here + twins[number](delta)
+            random = here + invert(twins[number], delta, ranks=ranks)
             rows.append(torch.cat([moved, random, seen.s[j, layer][None], steered[None]]))
         said = edited_tokens(model, prompt, layers, torch.stack(rows))
         right[:, :, i] = (said == seen.token[j]).cpu().numpy()
@@ -142,11 +142,6 @@ def edit(
     )
 
 
-def _inverse_of(W: Tensor, ranks: Sequence[int]) -> partial[Tensor]:
-    return partial(_invert, torch.linalg.svd(W.float(), full_matrices=False), ranks)
-
-
-def _invert(parts: tuple[Tensor, Tensor, Tensor], ranks: Sequence[int], delta: Tensor) -> Tensor:
-    U, S, V = parts
-    along = (delta.float() @ U) / S
-    return torch.stack([along[:rank] @ V[:rank] for rank in ranks]).to(delta.dtype)
+def _svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    U, S, V = torch.linalg.svd(W.float(), full_matrices=False)
+    return U, S, V

@@ -128,6 +128,8 @@ def judge_split(
     causal_scores = {name: np.full(len(seen), np.nan) for name in ("causal", *(f"causal_{c}" for c in causal.CONTROLS))}
     by_place = {int(i): k for k, i in enumerate(subset)}
     parts = [np.array([by_place[int(i)] for i in half if int(i) in by_place], dtype=int) for half in halves]
+    if min(map(len, parts)) < 2:
+        raise RelationError("too few known samples have different answers, so no edit can be judged on halves")
     for fold, (choose, report) in zip(folds, (parts, parts[::-1]), strict=True):
         at, rank = edited.choose(choose)
         fold |= {"edit_layer": edited.layers[at], "rank": edited.ranks[rank]}

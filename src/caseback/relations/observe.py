@@ -63,7 +63,7 @@ def observe(
     if not samples:
         raise RelationError("there are no samples to ask about")
     prompts = [ask(model, template, sample, examples) for sample in samples]
-    states, ends, said = [], [], []
+    states, ends, said, lost, scale = [], [], [], [], 0.0
     start = 0
     while start < len(prompts):
         width = len(prompts[start].ids)
@@ -80,10 +80,13 @@ def observe(
         states.append(torch.stack([run[site] for site in reads], dim=1))
         ends.append(run["resid_final@end"])
         said.append(run.logits.argmax(dim=-1))
+        lost.append(run.logits.amax(dim=-1) - run.logits.gather(1, decode(model, ends[-1])[:, None])[:, 0])
+        scale = max(scale, float(run.logits.abs().max()))
         start = after
         progress("observe", start, len(prompts))
     z, token = torch.cat(ends), torch.cat(said)
-    if not torch.equal(decode(model, z), token):
+    # of logits that differ by rounding alone either may win
+    if float(torch.cat(lost).max()) > (1e-5 if model.hf.dtype in (torch.float32, torch.float64) else 2e-2) * scale:
         raise FamilyError(
             f"{model.family.name} does more between its final stream and its logits than a norm and an unembedding, so "
             "operators cannot be decoded"

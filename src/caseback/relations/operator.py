@@ -20,7 +20,7 @@ from caseback.relations.jacobian import expand
 from caseback.relations.prompt import ask
 from caseback.relations.relation import Sample
 
-__all__ = ["Operators", "decode", "fit", "spectrum_twin"]
+__all__ = ["Operators", "decode", "fit", "invert", "spectrum_twin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,24 @@ class Operators:
         self, layer: int, delta: Float[Tensor, "*rows d"], *, ranks: Sequence[int]
     ) -> Float[Tensor, "rank *rows d"]:
         """W†_ρ δ = V_ρ S_ρ⁻¹ U_ρᵀ δ for every rank ρ, from one decomposition."""
-        U, S, V = self.svd(layer)
-        if not all(1 <= rank <= len(S) for rank in ranks):
-            raise RelationError(f"ranks lie between 1 and {len(S)}, got {', '.join(map(str, ranks))}")
-        parts = (delta.float() @ U) / S.clamp(min=torch.finfo(S.dtype).tiny)
-        return torch.stack([parts[..., :rank] @ V[:rank] for rank in ranks]).to(delta.dtype)
+        parts = self.svd(layer)
+        if not all(1 <= rank <= len(parts[1]) for rank in ranks):
+            raise RelationError(f"ranks lie between 1 and {len(parts[1])}, got {', '.join(map(str, ranks))}")
+        return invert(parts, delta, ranks=ranks)
+
+
+def invert(
+    svd: tuple[Float[Tensor, "d r"], Float[Tensor, "r"], Float[Tensor, "r d"]],
+    delta: Float[Tensor, "*rows d"],
+    *,
+    ranks: Sequence[int],
+) -> Float[Tensor, "rank *rows d"]:
+    """The pseudo-inverse of U diag(S) V at every rank, applied to δ. A singular value below rounding (d ε S₀) counts as 0,
+    which has the inverse 0: a map of low rank, or none at all, gives no infinities."""
+    U, S, V = svd
+    real = torch.finfo(S.dtype).eps * U.shape[0] * S[0] < S
+    parts = torch.where(real, (delta.float() @ U) / torch.where(real, S, 1), 0)
+    return torch.stack([parts[..., :rank] @ V[:rank] for rank in ranks]).to(delta.dtype)
 
 
 def fit(

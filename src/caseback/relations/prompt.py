@@ -47,17 +47,22 @@ def ask(model: Model, template: str, sample: Sample, examples: Sequence[Sample] 
     head = "".join(lines) + before
     text = head + sample.subject + after
     start, end = len(head), len(head) + len(sample.subject)
-    places = [i for i, (a, b) in enumerate(model.offsets(text)) if a < end <= b]
+    offsets = model.offsets(text)
+    places = [i for i, (a, b) in enumerate(offsets) if a < end <= b]
     if not places:
         raise RelationError(f"the subject {sample.subject!r} does not end in a token of {text!r}")
     at = places[-1]
-    if model.offsets(text)[at][1] > end:
+    first, after_last = offsets[at]
+    if after_last > end:
         raise RelationError(
             f"the subject {sample.subject!r} shares its last token with what follows it in the template {template!r}; "
             "put a space after '{}'"
         )
-    if model.offsets(text)[at][1] <= start:
-        raise RelationError(f"the subject {sample.subject!r} has no token of its own in {text!r}")
+    if text[first:start].strip():
+        raise RelationError(
+            f"the subject {sample.subject!r} shares its last token with what precedes it in the template {template!r}; "
+            "put a space before '{}'"
+        )
     return Prompt(text=text, subject=sample.subject, object=sample.object, ids=torch.tensor(model.tokens(text)), at=at)
 
 
