@@ -248,7 +248,7 @@ def test_hostile_text_stays_text(open_page: Open, size: tuple[int, int]) -> None
         heat([[0]], x=["a"], y=["0"], scale="diverging", kind="count"),
         heat([[3.5, 3.5]], x=["a", "b"], y=["0"], kind="number"),
         heat([[1e9, -1e-9, 0]], x=["a", "b", ""], y=[""], kind="signed", scale="diverging"),
-        heat([[1, None]], x=["a", "b"], y=["0"], texts=[["", "only a text"]], low=[[None, 1]], high=[[2, None]]),
+        heat([[1, None]], x=["a", "b"], y=["0"], texts=[["  ", "only a text"]], low=[[None, 1]], high=[[2, None]]),
     ],
     ids=["nothing known", "zero", "all equal", "far apart", "half known"],
 )

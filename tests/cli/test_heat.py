@@ -44,12 +44,12 @@ def test_numbers_are_of_their_kind(kind: str, shown: str) -> None:
 
 
 def test_texts_stand_in_place_of_numbers_and_harm_nothing() -> None:
-    texts = [[" Tokyo", "東京", "\x1b[31mred\n"], ["a" * 50, "", "\u202ex"]]
+    texts = [[" Tokyo", "東京", "\x1b[31mred\n"], ["a" * 50, "", " "]]
     lines = heat_lines(heat([[0.5] * 3] * 2, texts=texts), 80)
     assert lines == [
         "layer \\ token  t0              t1    t2",
         "            0   Tokyo          東京  �[31mred�",
-        "            1  aaaaaaaaaaaaa…        �x",
+        "            1  aaaaaaaaaaaaa…        ␣",
     ]
 
 

@@ -91,8 +91,8 @@ def _safe(text: str) -> str:
 
 
 def _fit(text: str, most: int) -> str:
-    """Text without what a terminal would act on, cut to `most` terminal cells."""
-    text = _safe(text)
+    """Text without what a terminal would act on, cut to `most` terminal cells; nothing but spaces is marked."""
+    text = "␣" * len(text) if text.isspace() and text.isprintable() else _safe(text)
     if _cells(text) <= most:
         return text
     while _cells(text) > most - 1:

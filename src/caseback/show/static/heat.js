@@ -21,7 +21,7 @@ export function heatMaps(heats, title) {
   if (heats.length === 1) return map(heats[0], headOf(axes(heats[0]), legend(heats[0], scale)));
   const alike = heats.every(({ x, y }) => x.name === heats[0].x.name && y.name === heats[0].y.name);
   const columns = Math.max(...heats.map(({ x }) => x.labels.length));
-  const least = Math.min(Math.max(240, 70 + columns * 14), 560);
+  const least = Math.min(Math.max(240, 70 + columns * (heats.some(({ texts }) => texts) ? 62 : 14)), 560);
   return [
     el("div", { class: "heats-head" }, headOf(alike && axes(heats[0]), legend(heats[0], scale))),
     el("div", { class: "heats", style: { "--least": `${least}px` } }, heats.map((heat) => map(heat, !alike && headOf(axes(heat))))),
@@ -59,7 +59,7 @@ function scaleOf(heats) {
 function mapOf(heat, scale, label) {
   const { x, y, values, texts } = heat;
   const { brief } = KINDS[heat.format];
-  const words = values.map((row, i) => row.map((value, j) => (texts ? texts[i][j] : value === null ? "" : brief(value))));
+  const words = values.map((row, i) => row.map((value, j) => (texts ? marked(texts[i][j]) : value === null ? "" : brief(value))));
   const cells = values.map((row, i) =>
     row.map((value, j) => {
       const part = value === null ? 0 : scale.of(value);
@@ -69,8 +69,8 @@ function mapOf(heat, scale, label) {
     }));
   const corner = el("span", { class: "corner", role: "columnheader" }, el("span", { class: "unseen" }, y.name));
   const grid = el("div", { class: `cells ${heat.scale} ${texts ? "texts" : ""}`, role: "presentation" },
-    el("div", { role: "row" }, corner, x.labels.map((name) => el("span", { class: "top", role: "columnheader" }, el("bdi", {}, name)))),
-    cells.map((row, i) => el("div", { role: "row" }, el("span", { class: "side", role: "rowheader" }, el("bdi", {}, y.labels[i])), row)));
+    el("div", { role: "row" }, corner, x.labels.map((name) => el("span", { class: "top", role: "columnheader" }, el("bdi", {}, marked(name))))),
+    cells.map((row, i) => el("div", { role: "row" }, el("span", { class: "side", role: "rowheader" }, el("bdi", {}, marked(y.labels[i]))), row)));
   const scroll = el("div", { class: "heat-scroll", tabindex: "0", role: "grid", "aria-label": `${label}; arrow keys walk its cells` }, grid);
   const tip = el("div", { class: "tip", role: "status", hidden: true });
   const box = el("div", { class: "heat-box" }, scroll, tip);
@@ -101,6 +101,9 @@ function fit({ scroll, grid, corner, wanted, width }, { x, y, texts }) {
   grid.classList.toggle("upright", upright);
   scroll.classList.toggle("tall", y.labels.length * (rise + GAP) > TALL);
 }
+
+// A text that is nothing but spaces (many a token is) can be seen.
+const marked = (text) => text.replace(/^[ \u00a0\u2000-\u200a\u3000]+$/, (spaces) => "␣".repeat(spaces.length));
 
 const longest = (words) => words.reduce((most, word) => Math.max(most, [...word].length), 0);
 
