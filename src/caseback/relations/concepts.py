@@ -32,7 +32,7 @@ from caseback.model.taps import Key, Tap
 from caseback.relations.attribute import check_operator
 from caseback.relations.causal import RANKS, edited_tokens
 from caseback.relations.observe import Observed
-from caseback.relations.operator import spectrum_twin
+from caseback.relations.operator import invert, spectrum_twin
 from caseback.relations.prompt import Prompt
 
 __all__ = [
@@ -316,12 +316,10 @@ def _svd(W: Tensor) -> _Svd:
 
 
 def _lift(parts: _Svd, rank: int, delta: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-    """W†_ρ δ = V_ρ S_ρ⁻¹ U_ρᵀ δ."""
-    U, S, V = parts
-    if not 1 <= rank <= len(S):
-        raise RelationError(f"ranks lie between 1 and {len(S)}, got {rank}")
-    along = (delta.float() @ U[:, :rank]) / S[:rank].clamp(min=torch.finfo(S.dtype).tiny)
-    return (along @ V[:rank]).to(delta.dtype)
+    """W†_ρ δ."""
+    if not 1 <= rank <= len(parts[1]):
+        raise RelationError(f"ranks lie between 1 and {len(parts[1])}, got {rank}")
+    return invert(parts, delta, ranks=[rank])[0]
 
 
 def _unit(vectors: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:

@@ -27,7 +27,7 @@ from caseback.model.model import Model
 from caseback.relations.attribute import check_operator
 from caseback.relations.causal import edited_tokens, targets
 from caseback.relations.observe import Observed
-from caseback.relations.operator import decode, spectrum_twin
+from caseback.relations.operator import decode, invert, spectrum_twin
 from caseback.relations.relation import Relation
 
 __all__ = ["CrossEvaluation", "Isolation", "Operator", "cross_evaluate", "isolate", "siblings"]
@@ -205,22 +205,21 @@ def isolate(
     chosen = [i for i in range(len(few)) if target[i] >= 0]
     if not chosen:
         raise RelationError("the known subjects all have the same answer, so there is nothing to edit them to")
-    inverses = [_inverse(matrix, rank) for matrix in (W, spectrum_twin(W, seed=seed))]
+    delta = few.z[target[chosen].tolist()] - few.z[chosen]
+    moves = torch.stack([_moves(matrix, rank, delta) for matrix in (W, spectrum_twin(W, seed=seed))], dim=1)
     success = np.zeros((len(EDITS), len(chosen)), dtype=bool)
     telling = np.zeros((len(siblings), len(chosen)), dtype=bool)
     unchanged = np.zeros((len(siblings), len(EDITS), len(chosen)), dtype=bool)
     for number, i in enumerate(chosen):
         j = int(target[i])
-        delta = (few.z[j] - few.z[i]).float()
-        moves = [inverse @ delta for inverse in inverses]
-        said = _edited(model, few, i, few.s[j, layer], moves, layer)
+        said = _edited(model, few, i, few.s[j, layer], moves[number], layer)
         success[:, number] = said == int(few.token[j])
         for row, (name, one) in enumerate(siblings.items()):
             here, there = (places[name].get(few.prompts[k].subject) for k in (i, j))
             if here is None or there is None or one.token[here] == one.token[there]:
                 continue
             telling[row, number] = True
-            said = _edited(model, one, here, one.s[there, layer], moves, layer)
+            said = _edited(model, one, here, one.s[there, layer], moves[number], layer)
             unchanged[row, :, number] = said == int(one.token[here])
         progress("isolation", number + 1, len(chosen))
     return Isolation(
@@ -251,7 +250,7 @@ def _places(seen: Observed) -> dict[str, int]:
 
 
 def _edited(
-    model: Model, seen: Observed, i: int, swap: Tensor, moves: Sequence[Tensor], layer: int
+    model: Model, seen: Observed, i: int, swap: Float[Tensor, "d"], moves: Float[Tensor, "2 d"], layer: int
 ) -> Int[np.ndarray, "edit"]:
     """The model's tokens under the three edits, in the order of EDITS."""
     s = seen.s[i, layer]
@@ -259,7 +258,7 @@ def _edited(
     return edited_tokens(model, seen.prompts[i], [layer], new[None])[0].cpu().numpy()
 
 
-def _inverse(W: Tensor, rank: int) -> Float[Tensor, "d d"]:
-    """W†_ρ = V_ρ S_ρ⁻¹ U_ρᵀ."""
+def _moves(W: Tensor, rank: int, delta: Tensor) -> Float[Tensor, "pair d"]:
+    """W†_ρ δ for every row of δ."""
     U, S, V = torch.linalg.svd(W.float(), full_matrices=False)
-    return V[:rank].T @ (U[:, :rank] / S[:rank].clamp(min=torch.finfo(S.dtype).tiny)).T
+    return invert((U, S, V), delta, ranks=[rank])[0]
