@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from caseback.cli.heat import heat_lines
+
 if TYPE_CHECKING:
     from caseback.study import Record
 
 __all__ = ["cell", "lines", "say"]
+
+WIDTH = shutil.get_terminal_size((100, 24)).columns - 2
 
 
 def say(record: Record) -> None:
@@ -57,4 +62,9 @@ def cell(content: Any, kind: str) -> str:
 
 
 def _heats(section: Mapping[str, Any]) -> list[str]:
-    return []
+    """The section's heat maps, as wide as the terminal."""
+    maps = [section["heat"]] if section.get("heat") else section.get("heats") or []
+    shown: list[str] = []
+    for one in maps:
+        shown += ([one["name"]] if one.get("name") else []) + [*heat_lines(one, WIDTH), ""]
+    return shown

@@ -1,0 +1,218 @@
+"""`caseback lens`, `patch`, `dla`, `heads`, `attribute` and `attribute-input`: ways of reading, each a run with a page."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caseback.cli.progress import progress
+from caseback.cli.say import say
+
+if TYPE_CHECKING:
+    from caseback.study.finding import Looking
+
+__all__ = ["attribute", "attribute_input", "dla", "heads", "lens", "patch"]
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="Raw text, as the model gets it.")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task (`caseback task list`) or a file of pairs.")]
+Number = Annotated[int | None, typer.Option("--n", min=2, help="Pairs (default: 40, or all of a file).")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
+]
+Twin = Annotated[bool, typer.Option("--twin", help="The control: the same model with random weights.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of all that is drawn.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class Direction(StrEnum):
+    DENOISE = "denoise"
+    NOISE = "noise"
+
+
+class Source(StrEnum):
+    RUN = "run"
+    MEAN = "mean"
+    ZERO = "zero"
+
+
+class Site(StrEnum):
+    RESID_PRE = "resid_pre"
+    RESID_MID = "resid_mid"
+    ATTN_OUT = "attn_out"
+    MLP_OUT = "mlp_out"
+    Z = "z"
+    Q = "q"
+    K = "k"
+    V = "v"
+    PATTERN = "pattern"
+
+
+def lens(
+    prompt: Prompt,
+    site: Annotated[str, typer.Option(help="resid_post, resid_pre, resid_mid, attn_out or mlp_out.")] = "resid_post",
+    answer: Annotated[list[str] | None, typer.Option(help="A word to follow; may be given again.")] = None,
+    tuned: Annotated[Path | None, typer.Option(metavar="FILE", help="Translators of a tuned lens.")] = None,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """What every layer would say next, at every token: the logit lens."""
+    from caseback.study.readings import LENS
+
+    own = {"prompt": prompt, "site": site, "answers": tuple(answer or ()), "tuned": str(tuned) if tuned else None}
+    _run(LENS, locals(), own)
+
+
+def patch(
+    task: TaskName,
+    site: Annotated[Site, typer.Option(help="What is patched; z, q, k, v and pattern head by head.")] = Site.RESID_PRE,
+    direction: Annotated[
+        Direction, typer.Option(help="denoise: is it enough? noise: is it needed?")
+    ] = Direction.DENOISE,
+    source: Annotated[Source, typer.Option(help="What is put in: the other run's value, a mean, zero.")] = Source.RUN,
+    n: Number = None,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Patch every layer and position by itself, exactly, with the first-order estimate beside it."""
+    from caseback.study.readings import PATCH
+
+    own = {"task": task, "n": _pairs(task, n), "site": site.value}
+    _run(PATCH, locals(), own | {"direction": direction.value, "source": source.value})
+
+
+def dla(
+    task: TaskName,
+    neurons: Annotated[int | None, typer.Option(min=0, help="A layer whose MLP is split into neurons.")] = None,
+    n: Number = None,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Split the answer's logit over embedding, heads and MLPs: direct logit attribution."""
+    from caseback.study.readings import DLA
+
+    _run(DLA, locals(), {"task": task, "n": _pairs(task, n), "neurons": neurons})
+
+
+def heads(
+    sequences: Annotated[int, typer.Option(min=2, help="Random sequences.")] = 16,
+    length: Annotated[int, typer.Option(min=4, help="Tokens of each, said twice.")] = 24,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Previous-token, duplicate-token and induction heads, and heads that copy."""
+    from caseback.study.readings import HEADS
+
+    _run(HEADS, locals(), {"sequences": sequences, "length": length})
+
+
+def attribute(
+    prompt: Prompt,
+    relation: Annotated[str, typer.Option(help="A relation (`caseback relation list`) or a file.")],
+    object: Annotated[list[str] | None, typer.Option(help="An object to follow; may be given again.")] = None,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """What a relation's operator reads in every state of a prompt: the attribute lens."""
+    from caseback.relations.judge import JudgeConfig
+    from caseback.study import Study
+    from caseback.study.readings import ATTRIBUTE
+    from caseback.study.relation import RELATION, RelationConfig
+
+    common = {"model": model, "seed": seed, "dtype": dtype, "device": device, "twin": twin}
+    judge = JudgeConfig(seed=seed)
+    asked = RelationConfig(relation=relation, judge=judge, **common)  # type: ignore[arg-type]
+    with progress() as tick:
+        asked.label  # noqa: B018 - says at once that there is no such relation
+        loaded = asked.load_model(tick)
+        first = Study(out).run(
+            RELATION.spec(asked, loaded, passed={"relation": relation}), progress=tick, have={"model": loaded}
+        )
+        split = first.stage("split-0")
+        chosen = split.data["chosen"]
+        operator = (split.arrays["W"], split.arrays["b"], chosen["layer"], chosen["beta"])
+    own = {"prompt": prompt, "relation": relation, "objects": tuple(object or ()), "judge": judge}
+    _run(ATTRIBUTE, locals(), own, have={"model": loaded, "operator": operator})
+
+
+def attribute_input(
+    prompt: Prompt,
+    answer: Annotated[str | None, typer.Option(help="A word (default: the model's next token).")] = None,
+    foil: Annotated[str | None, typer.Option(help="A word it is compared with.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Points of integrated gradients.")] = 64,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Which tokens of a prompt the answer comes from: gradients, integrated gradients, occlusion."""
+    from caseback.study.readings import INPUT
+
+    _run(INPUT, locals(), {"prompt": prompt, "answer": answer, "foil": foil, "steps": steps})
+
+
+def _pairs(task: str, n: int | None) -> int | None:
+    from caseback.tasks.files import is_file
+
+    return n if n is not None or is_file(task) else 40
+
+
+def _run(looking: Looking, asked: dict[str, Any], own: dict[str, Any], *, have: dict[str, Any] | None = None) -> None:
+    """Carry out a reading as a run: `asked` holds the command's arguments, `own` those of its config alone."""
+    from caseback.study import Study
+
+    common = {name: asked[name] for name in ("model", "seed", "dtype", "device", "twin")}
+    config = looking.Config(**common, **own)
+    with progress() as tick:
+        held = have or {"model": config.load_model(tick)}
+        passed = {name: value for name, value in own.items() if isinstance(value, str | int | None)}
+        spec = looking.spec(config, held["model"], passed=passed)
+        record = Study(asked["out"]).run(spec, progress=tick, force=asked["force"], have=held)
+    if asked["as_json"]:
+        typer.echo(json.dumps(record.table))
+    else:
+        say(record)

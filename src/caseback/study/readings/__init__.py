@@ -1,0 +1,24 @@
+"""Ways of reading as runs: lens, patching grid, direct logit attribution, heads, input attribution, attribute lens.
+
+Each is a function of a config and a model that returns a finding (`caseback.study.finding`); the terminal and the page
+draw it. `twin` looks at the same model with random weights: what a reading shows there is what it shows of nothing.
+"""
+
+from __future__ import annotations
+
+from caseback.study.readings.of_heads import HEADS, HeadsConfig
+from caseback.study.readings.of_prompts import ATTRIBUTE, LENS, AttributeConfig, LensConfig
+from caseback.study.readings.of_tasks import DLA, PATCH, DlaConfig, PatchConfig
+
+__all__ = [
+    "ATTRIBUTE",
+    "DLA",
+    "HEADS",
+    "LENS",
+    "PATCH",
+    "AttributeConfig",
+    "DlaConfig",
+    "HeadsConfig",
+    "LensConfig",
+    "PatchConfig",
+]
