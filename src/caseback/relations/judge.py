@@ -63,10 +63,10 @@ class Split:
     """strict, prefix and each control [known] (bool); by_layer [layer, beta], control_NAME [layer]; edited [layer,
     rank], edited_swap, edited_unembedding, edited_random [layer]; causal, causal_swap … [known] (NaN where not edited);
     singular [d]; W [d, d] and b [d], the operator at the chosen layer."""
-    chosen: Mapping[str, float]
+    chosen: Mapping[str, int | float]
     """layer, beta, edit_layer, rank, cut: the choice made with all known samples; cut is the smallest rank of W that
     loses nothing."""
-    folds: Sequence[Mapping[str, float]]
+    folds: Sequence[Mapping[str, int | float]]
     """The choices made on each half."""
     said: Sequence[Sequence[str]]
     """[subject, object, the model's token, the operator's token] of each known sample."""
@@ -105,7 +105,7 @@ def judge_split(
     order = np.random.default_rng(seed).permutation(len(seen))
     halves = (np.sort(order[::2]), np.sort(order[1::2]))
     scores = {name: np.zeros(len(seen), dtype=bool) for name in ("strict", "prefix", *CONTROLS)}
-    folds: list[dict[str, float]] = []
+    folds: list[dict[str, int | float]] = []
     for choose, report in (halves, halves[::-1]):
         layer, beta = found.choose(choose)
         token = found.lre[layer, beta]
@@ -160,7 +160,7 @@ def judge_split(
         [prompt.subject, prompt.object, mine, its]
         for prompt, mine, its in zip(seen.prompts, words[: len(seen)], words[len(seen) :], strict=True)
     ]
-    chosen = {
+    chosen: dict[str, int | float] = {
         "layer": layer,
         "beta": found.betas[beta],
         "edit_layer": edited.layers[at],
