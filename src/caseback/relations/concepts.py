@@ -6,8 +6,8 @@
 editor s is moved by a (v_to − v_from), with a the component s · v_from, or a multiple of |s|, at one layer or at every
 layer from it on.
 
-Vectors are made of one half of the known samples and tried on the other half, both ways; what has to be chosen (ρ; layer
-and amount of the edit) is chosen on the half that is not scored. A sample whose object has no sample in the other half
+Vectors are made of one half of the known samples and tried on the other half, both ways; what is chosen (ρ of the
+classifier, layer and amount of the edit) is chosen on the half that is not scored. A sample whose object has no sample in the other half
 cannot be told right; it is left out and counted.
 """
 
@@ -236,6 +236,7 @@ def edit_concepts(
     for train, test in (halves, halves[::-1]):
         made = seen[train]
         known = concepts(W, b, made, rank=rank)
+        test = draw.permutation(test)
         index = known.index([seen.prompts[i] for i in test])
         tested = len(rows)
         for i, place in zip(test, index, strict=True):
