@@ -152,7 +152,7 @@ def _check(relation: Relation) -> None:
     _texts({"name": relation.name, **{f.name: getattr(relation.properties, f.name) for f in fields(Properties)}})
     for field in _TEMPLATES:
         templates: tuple[str, ...] = getattr(relation, field)
-        if not templates:
+        if not templates and field == "prompt_templates":
             raise RelationError(
                 f"{field!r} is empty; give at least one template, such as 'The capital city of {{}} is'"
             )
@@ -215,7 +215,12 @@ def _text(path: Path) -> str:
 
 
 def _parse(text: str) -> Relation:
-    data = _fields(_json(text), "the file", [field.name for field in fields(Relation)], optional=_OPTIONAL)
+    data = _fields(
+        _json(text),
+        "the file",
+        [field.name for field in fields(Relation)],
+        optional=(*_OPTIONAL, "prompt_templates_zs"),
+    )
     properties = _fields(data["properties"], "'properties'", [field.name for field in fields(Properties)])
     for field in ("relation_type", "domain_name", "range_name"):
         _want(properties[field], str, repr(field))
@@ -233,9 +238,9 @@ def _parse(text: str) -> Relation:
     return Relation(
         name=_want(data["name"], str, "'name'"),
         prompt_templates=_strings(data["prompt_templates"], "prompt_templates"),
-        prompt_templates_zs=_strings(data["prompt_templates_zs"], "prompt_templates_zs"),
+        prompt_templates_zs=_strings(data.get("prompt_templates_zs", []), "prompt_templates_zs"),
         properties=Properties(**properties),
-        samples=tuple(samples),
+        samples=tuple(dict.fromkeys(samples)),  # some published files hold a row twice; it counts once
         **{field: _strings(data[field], field) for field in _OPTIONAL if data.get(field) is not None},
     )
 

@@ -7,6 +7,7 @@ draw it. `twin` looks at the same model with random weights: what a reading show
 from __future__ import annotations
 
 from caseback.study.readings.of_heads import HEADS, HeadsConfig
+from caseback.study.readings.of_inputs import INPUT, InputConfig
 from caseback.study.readings.of_prompts import ATTRIBUTE, LENS, AttributeConfig, LensConfig
 from caseback.study.readings.of_tasks import DLA, PATCH, DlaConfig, PatchConfig
 
@@ -14,11 +15,13 @@ __all__ = [
     "ATTRIBUTE",
     "DLA",
     "HEADS",
+    "INPUT",
     "LENS",
     "PATCH",
     "AttributeConfig",
     "DlaConfig",
     "HeadsConfig",
+    "InputConfig",
     "LensConfig",
     "PatchConfig",
 ]
