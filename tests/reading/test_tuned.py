@@ -67,7 +67,7 @@ def test_the_last_block_needs_no_translator() -> None:
     model = Model(tiny("llama"))
     tuned = train_tuned(model, texts(model), sites=["resid_post.1"], config=replace(QUICK, steps=5))
     assert np.abs(tuned.validation.before).max() < 1e-5
-    assert np.abs(tuned.validation.after).max() < 1e-2, "nothing to gain, so nothing moves far"
+    assert np.array_equal(tuned.validation.after, tuned.validation.before), "no way to go"
 
 
 def test_the_gradient_is_that_of_the_translator() -> None:
@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_the_translator() -> None:
     values, final = tuned_file._cached(model, learn, ["resid_post.0"])
     h = values[0]
     mean, spread = h.mean(dim=0), h.std(dim=0, correction=0)
-    size = spread.median()
+    size = (final - h).square().mean(dim=0).sqrt()
     turn, shift = torch.zeros(48, 48, requires_grad=True), torch.zeros(48, requires_grad=True)
     part = torch.randint(len(h), (config.tokens,), generator=torch.Generator().manual_seed(config.seed))
     y = h[part] + size * (((h[part] - mean) / spread) @ turn.T + shift)

@@ -52,8 +52,8 @@ class TunedConfig:
     """Steps of Adam, at least 0; the step size falls to 0 over them in a straight line."""
     tokens: int = 64
     """Training tokens a step, drawn with replacement; all layers see the same."""
-    rate: float = 1e-3
-    """First step size, in units of a coordinate's own spread."""
+    rate: float = 1e-2
+    """First step size; 1 is the way a coordinate still has to go to the last block."""
     validation: float = 0.25
     """Share of the texts that only judge, in (0, 1); at least one text."""
     seed: int = 0
@@ -175,12 +175,15 @@ def _train(
     config: TunedConfig,
     progress: Progress,
 ) -> tuple[Float[Tensor, "site d d"], Float[Tensor, "site d"]]:
-    """Adam on B and b of h + m (B x + b), x = (h − μ)/s, which is A = m B/s and c = m b − A μ: streams have coordinates
-    a thousand times larger than others, and in these units one step size fits all."""
+    """Adam on B and b of h + m ⊙ (B x + b), x = (h − μ)/s, which is A = m B/s and c = m b − A μ.
+
+    Streams have coordinates a thousand times larger than others. So the inputs are taken in units of their spread s and
+    the outputs in units of the way still to go, m = rms(h_final − h): one step size fits all.
+    """
     n_sites, n_tokens, d = values.shape
     mean = values.mean(dim=1, keepdim=True)
     spread = (values - mean).square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6 * values.abs().max())
-    size = spread.median(dim=-1, keepdim=True).values
+    size = (final - values).square().mean(dim=1, keepdim=True).sqrt()
     turn, shift = values.new_zeros((n_sites, d, d)), values.new_zeros((n_sites, 1, d))
     learner = torch.optim.Adam([turn, shift], lr=config.rate)
     fall = torch.optim.lr_scheduler.LambdaLR(learner, lambda step: 1 - step / max(1, config.steps))
@@ -206,7 +209,7 @@ def _train(
         learner.step()
         fall.step()
     progress("tuned lens", config.steps, config.steps)
-    weight = size * turn / spread
+    weight = size.mT * turn / spread
     return weight, (size * shift - mean @ weight.mT)[:, 0]
 
 
