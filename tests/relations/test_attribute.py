@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,9 @@ def test_the_lens_reads_the_truth_that_a_falsehood_covers(kind: Kind) -> None:
     assert all(text.endswith(f"of {subject} is") for text, subject in zip(found.prompts, found.subjects, strict=True))
     assert found.recall("model").value == 0 and found.recall("model", falsehood=True).value == 1
     assert found.recall("lens").value == 1 and found.recall("lens", falsehood=True).value == 0
-    assert found.by_layer("lens")[0] == 1 and found.by_layer("lens", 3).shape == (model.n_layers,)
+    assert found.by_layer("lens")[0] == found.recall("embedding").value == 1 and found.by_layer("lens", 3).shape == (
+        model.n_layers,
+    )
     assert found.recall("twin").value < 0.8 and found.recall("bias").value < 0.5
     assert found.recall("lens").low > found.recall("bias").high
     again = distracted(model, relation(), W, b, 1.0, 0, FIRST, samples(), kind, seed=1)
@@ -90,8 +94,18 @@ def test_an_operator_without_the_relation_is_at_its_bias() -> None:
     W, b = operator(model)
     found = distracted(model, relation(), 0 * W, b, 1.0, 0, FIRST, samples())
     assert found.recall("lens").value == found.recall("twin").value == found.recall("bias").value < 0.5
-    with pytest.raises(RelationError, match="no ranks of 'lense'; there are: model, lens, twin, bias"):
+    with pytest.raises(RelationError, match="no ranks of 'lense'; there are: model, lens, twin, embedding, bias"):
         found.recall("lense")
+
+
+def test_the_embedding_is_no_layer_that_can_be_chosen() -> None:
+    """There the falsehood cannot show, so a lens that is right nowhere else has found nothing."""
+    model = facts()
+    W, b = operator(model)
+    found = distracted(model, relation(), W, b, 1.0, 0, FIRST, samples())
+    worst = {name: np.where(np.arange(len(ranks))[:, None] > 0, 9, ranks) for name, ranks in found.ranks.items()}
+    only = dataclasses.replace(found, ranks=worst)
+    assert only.by_layer("lens")[0] == 1 and only.recall("lens").value == 0 and only.recall("embedding").value == 1
 
 
 def test_samples_the_model_does_not_know_are_left_out() -> None:

@@ -7,7 +7,8 @@ but "what is the capital of this".
 The test of it: a falsehood is put before the question, stated twice (repetition) or to be copied (instruction), so that
 the model says the falsehood. If the subject's state still holds the fact, the lens finds it there and the model's answer
 does not. The layer that is read is chosen on one half of the samples and scored on the other, both ways; the operator's
-random twin is allowed the same, and b alone is what the lens says of no subject in particular.
+random twin is allowed the same, and b alone is what the lens says of no subject in particular. An operator fitted at the
+embedding reads embeddings only; to read over layers, take one from the middle of the model.
 """
 
 from __future__ import annotations
@@ -148,8 +149,8 @@ class Distracted:
     layer: int
     """The operator's own."""
     ranks: Mapping[str, Int[np.ndarray, "layer sample"]]
-    """model, lens, twin, bias → rank of the token that the model answers undistracted; 0 = first. model and bias have
-    one row."""
+    """model, lens, twin, embedding, bias → rank of the token that the model answers undistracted; 0 = first. Lens and
+    twin have a row a layer, the others one; embedding is the lens at layer 0, which no prompt can change."""
     false_ranks: Mapping[str, Int[np.ndarray, "layer sample"]]
     """The same for the falsehood's first token."""
     halves: tuple[Int[np.ndarray, "half"], Int[np.ndarray, "other"]]
@@ -164,11 +165,12 @@ class Distracted:
 
     def recall(self, name: str, k: int = 1, *, falsehood: bool = False) -> Interval:
         """Share of samples with the truth (or the falsehood) among the first k, at the layer that is best for the truth
-        on the other half; of equals the lowest."""
+        on the other half; of equals the lowest. Layer 0 is not among them: the embedding of a word is the same whatever
+        stands before it, so that finding the truth there says nothing of the falsehood."""
         truth, told = self._of(self.ranks, name), self._of(self.false_ranks if falsehood else self.ranks, name)
-        hits = 0
+        first, hits = min(1, len(truth) - 1), 0
         for choose, report in (self.halves, self.halves[::-1]):
-            layer = int((truth[:, choose] < k).mean(axis=1).argmax())
+            layer = first + int((truth[first:, choose] < k).mean(axis=1).argmax())
             hits += int((told[layer, report] < k).sum())
         return proportion_interval(hits, self.n)
 
@@ -229,6 +231,7 @@ def distracted(
         "model": torch.cat([one.z for one in seen])[None],
         "lens": _applied(W, b, beta, states),
         "twin": _applied(spectrum_twin(W, seed=seed), b, beta, states),
+        "embedding": _applied(W, b, beta, states[:1]),
         "bias": b.to(states).expand(1, len(seen), -1),
     }
     found = {name: _token_ranks(model, stream, tokens) for name, stream in streams.items()}
