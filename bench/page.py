@@ -172,10 +172,29 @@ def _command(found: Mapping[str, Any]) -> str:
 {outcome["peak_memory_mb"]:,.0f} MB."""
 
 
+def _reading(found: Mapping[str, Any]) -> str:
+    if "error" in found:
+        return f"## Patching grids\n\nThe peer could not be measured: {found['error']}"
+    seconds, target = found["cpu_s"], found["target"]
+    rows = [
+        ["every layer × position", "resid_pre", f"{seconds['grid']:.1f}", f"{seconds['caseback']:.2f}"]
+        + [_ratio(found["times_faster"]), f"≥ {target}"]
+    ]
+    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+    return f"""## Patching grids
+
+Activation patching beside TransformerLens' `{found["call"]}` ({versions}; `{found["worker"]}`): {found["case"]}, the same
+prompts and weights, float32, one thread, by turns; CPU seconds of a whole grid, the recorded runs included. The two grids
+differ by at most {found["largest_difference"]:.0e} of the largest change.
+
+{_table(["grid", "site", "theirs", "caseback", "times faster", "target"], rows)}"""
+
+
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "scoring": _scoring,
     "evaluation": _evaluation,
     "peers": _peers,
+    "reading": _reading,
     "growth": _growth,
     "command": _command,
 }

@@ -31,7 +31,7 @@ from caseback.model import Model
 from caseback.tasks import PairBatch
 from caseback.tasks.metrics import metric_of
 
-__all__ = ["PEERS", "Peer", "measure"]
+__all__ = ["PEERS", "Peer", "PeerFailed", "Worker", "environment", "measure"]
 
 ENVIRONMENTS = ROOT / "build" / "peers"
 
@@ -135,7 +135,7 @@ def measure(rounds: int = 5) -> None:
             try:
                 python = environment(peer)
                 found[peer.name] = _compare(peer, python, Path(folder), rounds)
-            except (_PeerFailed, subprocess.CalledProcessError) as error:
+            except (PeerFailed, subprocess.CalledProcessError) as error:
                 found[peer.name] = {"requirements": peer.requirements, "error": str(error)}
         _report(peer.name, found[peer.name])
     write("peers", {"peers": found})
@@ -157,11 +157,11 @@ def environment(peer: Peer) -> Path:
     return python
 
 
-class _PeerFailed(Exception):
+class PeerFailed(Exception):
     """A worker ended, or its peer raised."""
 
 
-class _Worker:
+class Worker:
     """A peer's process; `ask` sends one line and waits for the answer."""
 
     def __init__(self, peer: Peer, python: Path, log: Path):
@@ -187,10 +187,10 @@ class _Worker:
         answer = self.process.stdout.readline()
         if not answer:
             last = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-            raise _PeerFailed(f"the worker ended: {''.join(last)}")
+            raise PeerFailed(f"the worker ended: {''.join(last)}")
         reply = json.loads(answer)
         if "error" in reply:
-            raise _PeerFailed(reply["error"])
+            raise PeerFailed(reply["error"])
         return reply
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class _Worker:
 
 def _compare(peer: Peer, python: Path, folder: Path, rounds: int) -> dict[str, Any]:
     case = peer.case(folder)
-    worker = _Worker(peer, python, folder / "worker.log")
+    worker = Worker(peer, python, folder / "worker.log")
     try:
         facts = worker.ask(case.spec)
         seconds: dict[str, list[float]] = {name: [] for name in (*peer.jobs, "caseback")}

@@ -14,40 +14,14 @@ import torch
 from auto_circuit.data import PromptDataLoader, PromptDataset
 from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
 from auto_circuit.utils.graph_utils import patchable_model
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
-from transformers import GPT2LMHeadModel
 
+from bench.workers.lens_gpt2 import lens_gpt2
 from bench.workers.loop import Ready, serve, versions
 
 
 def prepare(case: dict[str, Any]) -> Ready:
-    hf = GPT2LMHeadModel.from_pretrained(case["folder"])
-    sizes = hf.config
-    cfg = HookedTransformerConfig(
-        n_layers=sizes.n_layer,
-        d_model=sizes.n_embd,
-        n_ctx=sizes.n_positions,
-        d_head=sizes.n_embd // sizes.n_head,
-        n_heads=sizes.n_head,
-        d_mlp=4 * sizes.n_embd,
-        d_vocab=sizes.vocab_size,
-        act_fn="gelu_new",
-        eps=sizes.layer_norm_epsilon,
-        normalization_type="LN",
-        use_attn_result=True,
-        use_split_qkv_input=True,
-        use_hook_mlp_in=True,
-        device="cpu",
-    )
-    plain = HookedTransformer(cfg)
-    plain.load_and_process_state_dict(
-        convert_gpt2_weights(hf, cfg),
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-    )
+    plain = lens_gpt2(case["folder"], use_attn_result=True, use_split_qkv_input=True, use_hook_mlp_in=True)
+    cfg = plain.cfg
     ids = {name: torch.tensor(case[name]) for name in ("clean", "counterfactual")}
     answers, foils = ([torch.tensor([token]) for token in case[name]] for name in ("answers", "foils"))
     with torch.inference_mode():
