@@ -3,10 +3,9 @@
 The published code takes one layer at a time by the latter. Here it is given the same cached beginning of the prompt,
 runs the two tokens from the subject's last on, starts at the block itself and stops before the final norm: no block
 before the layer, no vocabulary, so it is no slower than the published call. The layer is the middle one, whose cost is
-about the mean over layers; the sweep over all of them is that time times their number, an estimate, for it would take
-minutes.
+about the mean over layers; the sweep over all of them is that time times their number, an estimate.
 
-One example a round: the vectorized Jacobian alone takes half a minute of CPU. Five examples are five times either side.
+One example a round: five examples are five times either side.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def measure(rounds: int = 2) -> None:
     def one_layer() -> None:
         kept["one"] = vectorized(model, prompt, layer)
 
-    # without an uncounted run of each: the first differs by less than rounds do, and is half a minute
+    # no uncounted run of each, which would take as long as a round; a forward of the rest has warmed the weights
     model.logits(Prefix.of(model, prompt.ids, prompt.at).batch())
     times = interleaved({"all layers": all_layers, "one layer": one_layer}, rounds=rounds, warm=False)
     expansion: Expansion = kept["all"]
