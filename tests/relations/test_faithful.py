@@ -118,15 +118,20 @@ def test_ridge_recovers_a_map_from_enough_samples_and_the_mean_from_one() -> Non
     torch.testing.assert_close(ridge(x[:1], x[:1] @ W, new), (x[:1] @ W).expand(5, -1))
 
 
-def test_the_choice_is_the_best_neighbourhood_and_not_the_luckiest_cell() -> None:
-    right = np.zeros((5, 5, 4), dtype=bool)
-    right[2:, 1:4, :2] = True  # half right over three layers and three β
-    right[0, 4] = True  # all right at one
-    assert made(right).choose([0, 1, 2, 3]) == (3, 2)
-    right[0:3, 3:] = True
-    assert made(right).choose([0, 1, 2, 3]) == (0, 4)
-    assert made(right[:, :, [0, 0, 0, 0]]).choose([0]) == (0, 4)
-    assert made(np.zeros((3, 5, 4), dtype=bool)).choose([0]) == (0, 0)
+def test_the_choice_is_the_middle_of_the_good_layers_and_not_the_luckiest_cell() -> None:
+    many = np.zeros((9, 5, 400), dtype=bool)  # so many samples that a standard error is small
+    many[2:7, 1:4, :200] = True  # half right over five layers and three β
+    many[0, 4] = True  # all right at one
+    rows = np.arange(400)
+    assert made(many).choose(rows) == (4, 2), "the middle of layers 3 to 5, where whole neighbourhoods are right"
+    many[8, 3:] = True
+    many[7, 3:] = True
+    assert made(many).choose(rows) == (8, 4), "all right over two layers and β"
+    few = np.zeros((7, 3, 4), dtype=bool)
+    few[1:6, :, 0] = True
+    few[3, :, 1] = True  # one sample more at one layer: within a standard error of the others
+    assert made(few).choose([0, 1, 2, 3])[0] == 3
+    assert made(np.zeros((3, 5, 4), dtype=bool)).choose([0]) == (1, 0)
     one = np.zeros((4, 1, 2), dtype=bool)  # a single β
     one[3] = True
     assert made(one).choose([0, 1]) == (3, 0)

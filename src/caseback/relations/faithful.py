@@ -15,6 +15,7 @@ layer, chosen on the same samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,12 +49,18 @@ class Answers:
         return self.lre == self.token
 
     def choose(self, rows: Sequence[int] | np.ndarray) -> tuple[int, int]:
-        """(layer, index of β) with the most right answers among some samples, counted with the neighbouring layers and β:
-        the best of hundreds of cells over a few samples would be the luckiest."""
+        """(layer, index of β) by the right answers among some samples.
+
+        A cell counts with the neighbouring layers and β: the best of hundreds over a few samples would be the luckiest.
+        Of the layers within one standard error of the best, the middle one is taken, with its best β.
+        """
         score = np.pad(self.strict[:, :, rows].mean(axis=2), 1, mode="edge")
         around = np.lib.stride_tricks.sliding_window_view(score, (3, 3)).mean(axis=(2, 3))
-        best = int(around.argmax())
-        return best // len(self.betas), best % len(self.betas)
+        layers = around.max(axis=1)
+        p = float(layers.max())
+        near = np.flatnonzero(layers >= p - math.sqrt(p * (1 - p) / len(rows)) - 1e-12)
+        layer = int(near[len(near) // 2])
+        return layer, int(around[layer].argmax())
 
     def control(self, name: str, choose: np.ndarray, report: np.ndarray) -> Bool[np.ndarray, "report"]:
         """A control's right answers on `report`, at its best layer on `choose`."""
