@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class TunedConfig:
     """Steps of Adam, at least 0; the step size falls to 0 over them in a straight line."""
     tokens: int = 64
     """Training tokens a step, drawn with replacement; all layers see the same."""
-    rate: float = 1e-2
+    rate: float = 3e-2
     """First step size; 1 is the way a coordinate still has to go to the last block."""
     validation: float = 0.25
     """Share of the texts that only judge, in (0, 1); at least one text."""
@@ -178,14 +179,16 @@ def _train(
     """Adam on B and b of h + m ⊙ (B x + b), x = (h − μ)/s, which is A = m B/s and c = m b − A μ.
 
     Streams have coordinates a thousand times larger than others. So the inputs are taken in units of their spread s and
-    the outputs in units of the way still to go, m = rms(h_final − h): one step size fits all.
+    the outputs in units of the way still to go, m = rms(h_final − h): one step size fits all, a d-th of it
+    for B, whose d inputs add up.
     """
     n_sites, n_tokens, d = values.shape
     mean = values.mean(dim=1, keepdim=True)
     spread = (values - mean).square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6 * values.abs().max())
     size = (final - values).square().mean(dim=1, keepdim=True).sqrt()
     turn, shift = values.new_zeros((n_sites, d, d)), values.new_zeros((n_sites, 1, d))
-    learner = torch.optim.Adam([turn, shift], lr=config.rate)
+    groups: list[dict[str, Any]] = [{"params": [turn], "lr": config.rate / d}, {"params": [shift]}]
+    learner = torch.optim.Adam(groups, lr=config.rate)
     fall = torch.optim.lr_scheduler.LambdaLR(learner, lambda step: 1 - step / max(1, config.steps))
     draw = torch.Generator().manual_seed(config.seed)
     at_once = max(1, _lens.LOGITS // (config.tokens * model.d_vocab))
