@@ -196,8 +196,10 @@ def attribute_input(
 
 
 def _pairs(task: str, n: int | None) -> int | None:
-    from caseback.tasks.files import is_file
+    from caseback.tasks.files import is_file, read_task
 
+    if is_file(task) and not Path(task).is_file():
+        read_task(task)  # says what there is, before a model is loaded
     return n if n is not None or is_file(task) else 40
 
 

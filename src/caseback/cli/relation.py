@@ -136,6 +136,10 @@ def judge(
                 if relation is not None:
                     raise
                 left_out[name] = str(error)
+    if not records:
+        raise RelationError(
+            f"no relation of the category {category!r} could be judged: {next(iter(left_out.values()))}"
+        )
     tables = [record.table for record in records]
     if as_json:
         typer.echo(json.dumps(tables[0] if relation else {"relations": tables, "left_out": left_out}))
@@ -143,19 +147,15 @@ def judge(
     if relation is not None:
         say(records[0])
         return
-    _category(category or "", tables, left_out)
+    _category(tables, left_out)
 
 
-def _category(category: str, tables: list[dict[str, Any]], left_out: dict[str, str]) -> None:
+def _category(tables: list[dict[str, Any]], left_out: dict[str, str]) -> None:
     """A line a relation, and the category's means with intervals over relations."""
     import numpy as np
 
     from caseback.evidence import mean_interval
 
-    if not tables:
-        raise RelationError(
-            f"no relation of the category {category!r} could be judged: {next(iter(left_out.values()))}"
-        )
     width = max(len(table["relation"]) for table in tables)
     typer.echo(f"{'relation':{width}}  known  layer     β  strict      95 %      prefix  best control        causality")
     for table in tables:
