@@ -165,13 +165,14 @@ def attribute(
     with progress() as tick:
         asked.label  # noqa: B018 - says at once that there is no such relation
         loaded = asked.load_model(tick)
+        own = {"prompt": prompt, "relation": relation, "objects": tuple(object or ()), "judge": judge}
+        ATTRIBUTE.Config(**common, **own).encode(loaded)  # a prompt is refused before the relation is judged
         first = Study(out).run(
             RELATION.spec(asked, loaded, passed={"relation": relation}), progress=tick, have={"model": loaded}
         )
         split = first.stage("split-0")
         chosen = split.data["chosen"]
         operator = (split.arrays["W"], split.arrays["b"], chosen["layer"], chosen["beta"])
-    own = {"prompt": prompt, "relation": relation, "objects": tuple(object or ()), "judge": judge}
     _run(ATTRIBUTE, locals(), own, have={"model": loaded, "operator": operator})
 
 

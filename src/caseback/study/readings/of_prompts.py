@@ -180,6 +180,12 @@ class AttributeConfig(PromptConfig):
     """Objects whose first tokens are followed."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
+    def encode(self, model: Model) -> tuple[Batch, list[str]]:
+        """As every prompt; also raises RelationError for an object that has no token."""
+        for word in self.objects:
+            first_token(model, word)
+        return super().encode(model)
+
     def data(self) -> str:
         """SHA-256 of the relation."""
         return sha256_json(asdict(resolve(self.relation)))

@@ -1,0 +1,150 @@
+"""A relation as a run: the table is what judging gives, nothing else makes two runs the same, and a killed run ends alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from caseback.core.errors import RelationError, StudyError
+from caseback.evidence import mean_interval
+from caseback.model.twin import random_twin
+from caseback.relations.judge import CONTROLS, JudgeConfig, judge_split, pooled
+from caseback.relations.relation import Relation, write_relation
+from caseback.study import Record, Study
+from caseback.study.relation import RELATION, RelationConfig
+
+from ..relations.small import affine_of, relation_of
+from .looking import die_after, is_valid, look, plain_table
+
+ZOO = affine_of()
+JUDGE = JudgeConfig(pairs=12)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path / "casebook")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "friend.json"
+    write_relation(relation_of(ZOO), path)
+    return path
+
+
+def config_of(file: Path, **more: Any) -> RelationConfig:
+    return RelationConfig(relation=str(file), judge=more.pop("judge", JUDGE), **more)
+
+
+def judge(study: Study, config: RelationConfig, **more: Any) -> Record:
+    return look(study, RELATION, config, ZOO.model, **more)
+
+
+def test_the_table_is_what_judging_gives(study: Study, file: Path) -> None:
+    record = judge(study, config_of(file, splits=2))
+    found = record.table
+    splits = [judge_split(ZOO.model, relation_of(ZOO), JUDGE, i) for i in range(2)]
+    strict = mean_interval(pooled(splits, "strict"))
+    assert (found["faithful_strict"], found["low"], found["high"]) == (strict.value, strict.low, strict.high)
+    assert found["n_test"] == strict.n == len(set(splits[0].sample) | set(splits[1].sample))
+    assert found["causality"] == pooled(splits, "causal").mean()
+    for name in CONTROLS:
+        assert found["controls"][name] == pytest.approx(pooled(splits, name).mean()), name
+    for name in ("swap", "unembedding", "random"):
+        assert found["controls"][f"causal_{name}"] == pytest.approx(pooled(splits, f"causal_{name}").mean()), name
+    assert {name: found[name] for name in splits[0].chosen} == splits[0].chosen
+    assert found["splits"] == [1.0, 1.0]
+    assert (found["relation"], found["category"], found["n_known"], found["n_asked"]) == ("friend", "factual", 35, 35)
+    saved = record.stage("split-1").arrays
+    for name, value in splits[1].arrays.items():
+        np.testing.assert_array_equal(saved[name], value, err_msg=name)
+
+
+def test_the_page_has_all_there_is_to_see(study: Study, file: Path) -> None:
+    record = judge(study, config_of(file))
+    assert is_valid(record)
+    view = record.stage("view").data
+    sections = {one["title"]: one for one in view["sections"]}
+    assert list(sections) == [
+        "Faithfulness, causality and their controls",
+        "Faithfulness by layer",
+        "Causality by layer",
+        "Causality by rank",
+        "Singular values of W",
+        "Samples",
+    ]
+    rows = sections["Faithfulness, causality and their controls"]["table"]["rows"]
+    assert len(rows) == 2 + len(CONTROLS) + 1 + 3 and rows[0] == ["operator, strict", [1.0, 1.0, 1.0]]
+    lines = sections["Faithfulness by layer"]["curve"]["series"]
+    assert all(one["x"] == [0, 1, 2] for one in lines) and lines[0]["y"][:2] == [1, 1]
+    ranks = {rank: edits for rank, edits, _ in sections["Causality by rank"]["table"]["rows"]}
+    assert ranks[16] == 1 > ranks[8]
+    singular = sections["Singular values of W"]["curve"]["series"][0]["y"]
+    assert singular[0] == 1 and max(singular[ZOO.rank :]) < 1e-4 < singular[ZOO.rank - 1]
+    samples = sections["Samples"]["table"]["rows"]
+    assert len(samples) == 35 and all(row[4] == "yes" and row[1] == row[2] == row[3] for row in samples)
+    assert any("Template: 'the friend of {} is'; 5 training samples" in note for note in view["notes"])
+    zero = judge(study, config_of(file, judge=replace(JUDGE, zero_shot=True)))
+    assert any("asked without examples" in note for note in zero.stage("view").data["notes"])
+
+
+def test_what_makes_two_runs_the_same(study: Study, file: Path, tmp_path: Path) -> None:
+    first = judge(study, config_of(file))
+    assert judge(study, config_of(file)).id == first.id
+    assert judge(study, config_of(file), force=True).id != first.id
+    same = RELATION.spec(config_of(file), ZOO.model, passed={}).digest
+    assert RELATION.spec(config_of(file), ZOO.model, passed={"relation": "another way"}).digest == same
+    for other in (
+        config_of(file, seed=1),
+        config_of(file, splits=2),
+        config_of(file, twin=True),
+        config_of(file, judge=replace(JUDGE, layers="all")),
+    ):
+        assert RELATION.spec(other, ZOO.model, passed={}).digest != same
+    assert RELATION.spec(config_of(file), random_twin(ZOO.model), passed={}).digest != same
+    known: Relation = relation_of(ZOO)
+    write_relation(replace(known, samples=known.samples[:30]), file)
+    assert RELATION.spec(config_of(file), ZOO.model, passed={}).digest != same
+
+
+def test_a_config_survives_its_record(study: Study, file: Path) -> None:
+    config = config_of(file, splits=2)
+    spec = RELATION.spec(config, ZOO.model, passed={})
+    assert spec.config(RelationConfig) == config
+    assert Record.open(judge(study, config).path).spec.config(RelationConfig) == config
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2])
+def test_killed_between_stages_it_ends_in_the_same_table(study: Study, file: Path, stages: int) -> None:
+    config = config_of(file, splits=2)
+    die_after(stages, lambda: judge(study, config))
+    killed = study.find("latest")
+    assert killed.status != "finished" and len(killed.saved()) == stages
+    resumed = study.resume(killed.id, have={"model": ZOO.model})
+    straight = judge(study, config, force=True)
+    assert plain_table(resumed) == plain_table(straight)
+    assert resumed.stage("view").data == straight.stage("view").data
+    assert is_valid(resumed)
+
+
+def test_another_relation_in_the_file_is_refused_by_the_run_that_was_begun(study: Study, file: Path) -> None:
+    die_after(1, lambda: judge(study, config_of(file, splits=2)))
+    known: Relation = relation_of(ZOO)
+    write_relation(replace(known, samples=known.samples[:30]), file)
+    with pytest.raises(StudyError):
+        study.resume("latest", have={"model": ZOO.model})
+    with pytest.raises(StudyError):
+        write_relation(known, file)
+        study.resume("latest", have={"model": random_twin(ZOO.model)})
+    assert study.resume("latest", have={"model": ZOO.model}).status == "finished"
+
+
+def test_a_twin_knows_nothing_and_leaves_nothing(study: Study, file: Path) -> None:
+    twin = random_twin(ZOO.model)
+    with pytest.raises(RelationError, match="knows 0 of 35 samples of 'friend'"):
+        look(study, RELATION, config_of(file, twin=True), twin)
+    assert study.ids() == ()
