@@ -163,6 +163,8 @@ def test_patch_and_dla_find_the_planted_path(reading: Any) -> None:
         (("lens", ""), "text 0 has no tokens; give at least one token of text"),
         (("lens", " \n"), "text 0 has no tokens; give at least one token of text"),
         (("lens", "the " * 401), "the prompt has 401 tokens; a page shows at most 400: shorten it"),
+        (("lens", "the \udcff"), "the prompt holds bytes that are no UTF-8; give it as text"),
+        (("lens", PROMPT, "--answer", "\udcff"), "the object '\\udcff' holds bytes that are no UTF-8; give it as text"),
         (("lens", PROMPT, "--site", "nosuch"), "there is no site named 'nosuch'"),
         (("lens", PROMPT, "--site", "z"), "a lens cannot read 'z.0': it reads resid_pre, attn_out, "),
         (("lens", PROMPT, "--site", "resid_post.9"), "resid_post.9"),

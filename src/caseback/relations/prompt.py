@@ -17,6 +17,7 @@ from torch import Tensor
 from caseback.core.errors import RelationError
 from caseback.model.batch import Batch
 from caseback.model.model import Model
+from caseback.tasks.schema import encodable
 
 if TYPE_CHECKING:
     from caseback.relations.relation import Sample
@@ -74,7 +75,9 @@ def batch_of(model: Model, prompts: Sequence[Prompt]) -> Batch:
 
 
 def first_token(model: Model, text: str) -> int:
-    """The first token of an object as it follows a prompt, after a space."""
+    """The first token of an object as it follows a prompt, after a space; raises RelationError where it has none."""
+    if not encodable(text):
+        raise RelationError(f"the object {text!r} holds bytes that are no UTF-8; give it as text")
     line = model.tokens("a " + text)
     alone = len(model.tokens("a"))
     if len(line) <= alone:

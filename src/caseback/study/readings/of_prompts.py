@@ -21,6 +21,7 @@ from caseback.relations.judge import JudgeConfig, judge_split
 from caseback.relations.library import resolve
 from caseback.relations.prompt import first_token
 from caseback.study.finding import Finding, Looking, LookingConfig, heat, sheet
+from caseback.tasks.schema import encodable
 
 __all__ = [
     "ATTRIBUTE",
@@ -50,7 +51,10 @@ class PromptConfig(LookingConfig):
         return short if len(short) <= 40 else short[:39] + "…"
 
     def encode(self, model: Model) -> tuple[Batch, list[str]]:
-        """The prompt as a batch of one row, and its tokens as text. Raises ReadingError for one that is too long."""
+        """The prompt as a batch of one row, and its tokens as text. Raises ReadingError for one that is too long or
+        holds what is no character."""
+        if not encodable(self.prompt):
+            raise ReadingError("the prompt holds bytes that are no UTF-8; give it as text")
         batch = model.encode([self.prompt])
         if batch.ids.shape[1] > LONGEST:
             raise ReadingError(
