@@ -13,7 +13,6 @@ NAMES = {
     "peers": "scoring beside circuitkit and auto-circuit, each in an environment made under build/peers",
     "reading": "a patching grid beside TransformerLens' own, in the environment of auto-circuit",
     "relations": "Jacobians of all layers against one layer by torch.autograd.functional.jacobian; peak memory",
-    "relations": "Jacobians of all layers against one layer by torch.autograd.functional.jacobian; peak memory",
     "command": "`caseback circuit ioi --n 100` from start to end",
     "page": "only make docs/speed.md from the results there are",
 }

@@ -124,6 +124,24 @@ positions summed; caseback scores every edge of nine spans and every crossing ed
 {about}"""
 
 
+def _relations(found: Mapping[str, Any]) -> str:
+    tokens, seconds, peak = found["tokens"], found["times"], found["peak_mb"]
+    targets = found["targets"]
+    rows = [
+        ["all layers / one layer", _ratio(found["over_one_layer"]), f"≤ {targets['over_one_layer']}"],
+        ["a sweep layer by layer / all layers", _ratio(found["sweep_over"]), f"≥ {targets['sweep_over']}"],
+    ]
+    return f"""## A relation's Jacobians
+
+∂z/∂s of {found["layers"]} layers from one backward, beside `torch.autograd.functional.jacobian(vectorize=True)` for layer
+{found["layer"]} alone (from its block on, with the same cached prefix, without the vocabulary), {found["model"]}, {found["examples"]} example of
+{tokens["prompt"]} tokens, {tokens["from the subject's last"]} from the subject's last on: {seconds["all layers"]["cpu_s"]:.1f} and {seconds["one layer"]["cpu_s"]:.1f} CPU-s. The sweep is that
+one layer's time for every layer. The two differ by at most {found["largest_difference"]:.0e} of the largest entry; peak memory
+{peak["all"]:,.0f} and {peak["one"]:,.0f} MB.
+
+{_table(["", "measured", "target"], rows)}"""
+
+
 def _growth(found: Mapping[str, Any]) -> str:
     tables, times, memory = [], [], []
     for axis, rows in found["series"].items():
@@ -195,6 +213,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "evaluation": _evaluation,
     "peers": _peers,
     "reading": _reading,
+    "relations": _relations,
     "growth": _growth,
     "command": _command,
 }

@@ -9,9 +9,10 @@ import torch
 
 from caseback.core.errors import ReadingError, SiteError
 from caseback.model.batch import Batch
+from caseback.model.end import end
 from caseback.model.model import Model
 from caseback.reading import lens as lens_file
-from caseback.reading.lens import end, logit_lens
+from caseback.reading.lens import logit_lens
 from caseback.zoo import copying
 from caseback.zoo.tiny import TINY, tiny
 

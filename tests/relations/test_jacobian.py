@@ -140,10 +140,10 @@ def test_rows_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     told = [2**20, 2**22, 2**24]
     found = []
     for free in told:
-        monkeypatch.setattr("caseback.relations.jacobian._free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("caseback.relations.jacobian._free", lambda device, free=free: free)
         found.append(rows_at_once(model, 10, 2))
     assert found == sorted(found) and 1 <= found[0] < found[-1] <= 192
-    monkeypatch.setattr("caseback.relations.jacobian._free_bytes", lambda device: 0)
+    monkeypatch.setattr("caseback.relations.jacobian._free", lambda device: 0)
     assert rows_at_once(model, 10, 2) == 1
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from caseback.circuits.graph import Graph
 from caseback.core.errors import CircuitError, FamilyError
+from caseback.core.memory import free_bytes
 from caseback.model.batch import Batch
 from caseback.model.hooks import module_at
 from caseback.model.model import Model
@@ -176,7 +175,7 @@ def require_memory(graph: Graph) -> None:
     Arithmetic alone: nothing of the graph's size is made. What is free is Linux's word for it; elsewhere, the machine's
     memory.
     """
-    needed, free = PLACE_BYTES * graph.n_index, _free_bytes()
+    needed, free = PLACE_BYTES * graph.n_index, free_bytes()
     if needed <= free:
         return
     linear, square = graph.n_writers * graph.n_readers, 3 * graph.n_layers * graph.n_heads
@@ -186,21 +185,6 @@ def require_memory(graph: Graph) -> None:
         f"a graph of {graph.n_spans} spans × {graph.n_writers:,} writers × {graph.n_readers:,} readers takes "
         f"{needed / 1e9:.2g} GB to score and select from, and {free / 1e9:.2g} GB are free; {way}"
     )
-
-
-def _free_bytes() -> int:
-    """Memory this process may still take, in bytes: what the machine has left, or its control group if that is less."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no group, or one without a limit ("max")
-        return free
-    return min(free, max(0, limit - used))
 
 
 def require(model: Model) -> None:

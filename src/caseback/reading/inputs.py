@@ -35,7 +35,7 @@ from caseback.model.run import Start, run
 __all__ = ["METHODS", "Baseline", "InputAttribution", "Method", "attribute_inputs"]
 
 Method = Literal["gradient", "integrated", "occlusion"]
-METHODS: tuple[Method, ...] = ("gradient", "integrated", "occlusion")
+METHODS: tuple[Method, ...] = ("occlusion", "gradient", "integrated")
 Baseline = Literal["mean", "bos", "pad", "zero"]
 Metric = Callable[[Tensor], Tensor]
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,12 +24,12 @@ from torch import Tensor
 from caseback.core.errors import ReadingError
 from caseback.core.progress import Progress, silent
 from caseback.model.batch import Batch
-from caseback.model.hooks import Hooks
+from caseback.model.end import end
 from caseback.model.model import Model
-from caseback.model.run import passing, plan_sites
+from caseback.model.run import plan_sites
 from caseback.model.sites import NAMES, Site
 
-__all__ = ["Lens", "Translate", "divergence", "end", "log_probs", "logit_lens", "stream_sites", "streams"]
+__all__ = ["Lens", "Translate", "divergence", "log_probs", "logit_lens", "stream_sites", "streams"]
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "resid_final")
 """What a lens can read: vectors of the width of the stream, before the final norm; in the order of a block."""
@@ -132,17 +131,6 @@ def logit_lens(
     )
 
 
-def end(model: Model, stream: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
-    """Logits the model makes of vectors that leave its last block; a gradient flows where the caller enables it."""
-    with model.lock, Hooks() as hooks:
-        hooks.instead_of(model.blocks[0], passing(model, partial(_put, stream[:, None])))
-        for block in model.blocks[1:]:
-            hooks.instead_of(block, passing(model))
-        ids = torch.zeros((len(stream), 1), dtype=torch.long, device=stream.device)
-        mask = torch.ones_like(ids)  # without it, model files warn of padding
-        return model.hf(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).logits[:, 0]
-
-
 def log_probs(model: Model, stream: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
     """`end`, as log-probabilities in float32 or wider."""
     logits = end(model, stream)
@@ -160,10 +148,6 @@ def streams(
     """The vectors at sites, and what enters the final norm; one forward pass."""
     run = model.run(batch, read=[*sites, "resid_final"], logits="last")
     return {site: run[site] for site in sites}, run["resid_final"]
-
-
-def _put(stream: Tensor, value: Tensor) -> Tensor:
-    return stream.to(value.dtype)
 
 
 def _parts(rows: Int[Tensor, "row"], vocab: int) -> Iterator[tuple[int, Tensor]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,9 +26,8 @@ from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
 from caseback.evidence.intervals import Interval, proportion_interval
 from caseback.model.batch import Batch
-from caseback.model.hooks import Hooks
+from caseback.model.end import end
 from caseback.model.model import Model
-from caseback.model.run import passing
 from caseback.relations.observe import Observed, begins, observe
 from caseback.relations.operator import spectrum_twin
 from caseback.relations.prompt import first_token
@@ -111,7 +109,7 @@ def attribute_lens(
     columns = torch.tensor(wanted, dtype=torch.long, device=model.device)
     done = 0
     for part in rows.split(max(1, LOGITS // model.d_vocab)):
-        found = _end(model, _applied(W, b, beta, states[part])).float().softmax(dim=-1)
+        found = end(model, _applied(W, b, beta, states[part])).float().softmax(dim=-1)
         best = found.topk(top, dim=-1)
         top_ids[part], top_probs[part] = best.indices, best.values
         probs[part], ranks[part] = found[:, columns], _ranks(found, columns.expand(len(part), -1))
@@ -306,20 +304,5 @@ def _token_ranks(
 ) -> Int[np.ndarray, "layer sample token"]:
     size = max(1, LOGITS // model.d_vocab)
     rows = zip(stream.flatten(0, 1).split(size), tokens.repeat(len(stream), 1).split(size), strict=True)
-    found = torch.cat([_ranks(_end(model, part), columns) for part, columns in rows])
+    found = torch.cat([_ranks(end(model, part), columns) for part, columns in rows])
     return found.view(*stream.shape[:2], -1).cpu().numpy()
-
-
-def _end(model: Model, stream: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
-    """The logits the model makes of vectors that leave its last block: the model file with every block passed over."""
-    with model.lock, Hooks() as hooks:
-        hooks.instead_of(model.blocks[0], passing(model, partial(_put, stream[:, None])))
-        for block in model.blocks[1:]:
-            hooks.instead_of(block, passing(model))
-        ids = torch.zeros((len(stream), 1), dtype=torch.long, device=stream.device)
-        mask = torch.ones_like(ids)  # without it, model files warn of padding
-        return model.hf(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).logits[:, 0]
-
-
-def _put(stream: Tensor, value: Tensor) -> Tensor:
-    return stream.to(value.dtype)

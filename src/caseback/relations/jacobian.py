@@ -2,16 +2,16 @@
 
 s_ℓ is the stream at the subject's last token where it enters block ℓ (ℓ = 0: the embedding), z the stream at the last
 token where it enters the final norm (Hernandez et al. 2024, arXiv 2308.09124, §3). One backward from z passes every
-s_ℓ, so the rows of the prompt from the subject on are repeated, a row i of the batch is asked for ∂z_i, and each s_ℓ
-receives row i of J_ℓ. What comes before the subject is run once and cached; neither final norm nor vocabulary is
-touched, and weights get no gradients.
+s_ℓ: so one forward is made, and its graph is gone back through with many cotangents e_i at a time (torch's batched
+gradients), each of which gives row i of every J_ℓ. What comes before the subject is run once and cached; neither final
+norm nor vocabulary is touched, and weights get no gradients.
 
-Cost: d forwards and backwards of T tokens for all layers at once, T the tokens from the subject's last on.
+Cost: one forward and d backwards of T tokens for all layers at once, T the tokens from the subject's last on. Repeating
+the forward as d ordinary rows gives the same and takes twice as long.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from caseback.core.memory import free_bytes
 from caseback.core.progress import Progress, silent
 from caseback.model.model import Model
 from caseback.model.prefix import Prefix
@@ -52,28 +53,26 @@ def expand(model: Model, prompt: Prompt, *, rows: int | None = None, progress: P
     keys: list[Key] = [*(("resid_pre", layer) for layer in range(model.n_layers)), ("resid_final", None)]
     J = torch.empty((model.n_layers, d, d), dtype=model.hf.dtype, device=model.device)
     s, z = J.new_empty((model.n_layers, d)), J.new_empty(d)
+    kept: dict[Key, Tensor] = {}
+    execute(
+        model,
+        prefix.batch(),
+        {key: partial(_keep, kept, key) for key in keys},
+        stop=model.n_layers,
+        grad=True,
+        given=prefix.past(1),
+    )
+    streams = [kept[key] for key in keys[:-1]]
+    end = kept[keys[-1]][0, -1]
+    s[:] = torch.stack([stream[0, place].detach() for stream in streams])
+    z[:] = end.detach()
+    each = torch.eye(d, dtype=end.dtype, device=end.device)
     for start in range(0, d, rows):
-        n = min(rows, d - start)
-        kept: dict[Key, Tensor] = {}
-        execute(
-            model,
-            prefix.batch(n),
-            {key: partial(_keep, kept, key) for key in keys},
-            stop=model.n_layers,
-            grad=True,
-            given=prefix.past(n),
-        )
-        streams = [kept[key] for key in keys[:-1]]
-        z_rows = kept[keys[-1]][:, -1]
-        each = torch.arange(n, device=model.device)
-        found = torch.autograd.grad(z_rows[each, start + each].sum(), streams)
-        model.cost.backwards += n
+        found = torch.autograd.grad(end, streams, each[start : start + rows], is_grads_batched=True, retain_graph=True)
         for layer, gradient in enumerate(found):
-            J[layer, start : start + n] = gradient[:, place]
-        if start == 0:
-            s[:] = torch.stack([stream[0, place].detach() for stream in streams])
-            z[:] = z_rows[0].detach()
-        progress("jacobian", start + n, d)
+            J[layer, start : start + rows] = gradient[:, 0, place]
+        model.cost.backwards += len(found[0])
+        progress("jacobian", min(start + rows, d), d)
     return Expansion(J, s, z)
 
 
@@ -91,15 +90,8 @@ def rows_at_once(model: Model, width: int, rest: int) -> int:
     cache = 4 * width * model.n_kv_heads * model.d_head
     attention = 3 * model.n_heads * rest * width
     row = size * model.n_layers * (tokens + cache + attention)
-    return int(max(1, min(192, _free_bytes(model.device) // 4 // row)))
+    return int(max(1, min(192, _free(model.device) // 4 // row)))
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines:
-            told = dict(line.split(":", 1) for line in lines)
-        return int(told["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2
+def _free(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_bytes()

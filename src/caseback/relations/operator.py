@@ -15,6 +15,7 @@ from torch import Tensor
 
 from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
+from caseback.model.end import end
 from caseback.model.model import Model
 from caseback.relations.jacobian import expand
 from caseback.relations.prompt import ask
@@ -122,10 +123,9 @@ def fit(
 
 @torch.no_grad()
 def decode(model: Model, z: Float[Tensor, "*rows d"], *, rows: int = 256) -> Int[Tensor, "*rows"]:
-    """The likeliest token of each stream, by the model's final norm and unembedding."""
-    norm, unembed = model.module(model.family.final_norm), model.module(model.family.unembed)
+    """The likeliest token of each stream, by the model's own end."""
     flat = z.reshape(-1, z.shape[-1]).to(model.hf.dtype)
-    best = [unembed(norm(part[None]))[0].argmax(dim=-1) for part in flat.split(rows)]
+    best = [end(model, part).argmax(dim=-1) for part in flat.split(rows)]
     return torch.cat(best).view(z.shape[:-1])
 
 

@@ -1,0 +1,23 @@
+"""How much memory there is to take, for what must be refused or cut before it is begun."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["free_bytes"]
+
+
+def free_bytes() -> int:
+    """Memory this process may still take, in bytes: what the machine has left, or its control group if that is less."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no group, or one without a limit ("max")
+        return free
+    return min(free, max(0, limit - used))
