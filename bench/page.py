@@ -137,7 +137,7 @@ def _relations(found: Mapping[str, Any]) -> str:
 {found["layer"]} alone (from its block on, with the same cached prefix, without the vocabulary), {found["model"]}, {found["examples"]} example of
 {tokens["prompt"]} tokens, {tokens["from the subject's last"]} from the subject's last on: {seconds["all layers"]["cpu_s"]:.1f} and {seconds["one layer"]["cpu_s"]:.1f} CPU-s. The sweep is that
 one layer's time for every layer. The two differ by at most {found["largest_difference"]:.0e} of the largest entry; peak memory
-{peak["all"]:,.0f} and {peak["one"]:,.0f} MB.
+{peak["all"]["after"]:,.0f} and {peak["one"]["after"]:,.0f} MB.
 
 {_table(["", "measured", "target"], rows)}"""
 
