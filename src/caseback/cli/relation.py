@@ -1,4 +1,4 @@
-"""`caseback relation` and `caseback attribute`: linear relation decoding, as runs."""
+"""`caseback relation`: linear relation decoding, as runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["app"]
 
 
 class _NameOrCommand(TyperGroup):
-    """`list` and `judge` are commands; any other first word is a relation to judge."""
+    """`list`, `judge` and `cross` are commands; any other first word is a relation to judge."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
@@ -148,6 +148,41 @@ def judge(
         say(records[0])
         return
     _category(tables, left_out)
+
+
+@app.command("cross")
+def cross(
+    relations: Annotated[list[str], typer.Argument(metavar="NAME|FILE…", help="At least two relations.")],
+    model: ModelName = None,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
+    out: Out = None,
+    force: Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Apply each relation's operator to the subjects of every other; relations not yet judged are judged first."""
+    from caseback.relations.judge import JudgeConfig
+    from caseback.study import Study
+    from caseback.study.cross import CROSS, CrossConfig
+    from caseback.study.relation import RELATION, RelationConfig
+
+    common: dict[str, Any] = {"model": model, "seed": seed, "dtype": dtype, "device": device}
+    config = CrossConfig(relations=tuple(relations), judge=JudgeConfig(seed=seed), **common)
+    config.data()  # says at once which relation there is not
+    with progress() as tick:
+        loaded = config.load_model(tick)
+        have: dict[str, Any] = {"model": loaded, "splits": {}}
+        for name in config.relations:
+            spec = RELATION.spec(
+                RelationConfig(relation=name, judge=config.judge, **common), loaded, passed={"relation": name}
+            )
+            have["splits"][name] = Study(out).run(spec, progress=tick, have={"model": loaded}).stage("split-0")
+        record = Study(out).run(CROSS.spec(config, loaded, passed={}), progress=tick, force=force, have=have)
+    if as_json:
+        typer.echo(json.dumps(record.table))
+    else:
+        say(record)
 
 
 def _category(tables: list[dict[str, Any]], left_out: dict[str, str]) -> None:
