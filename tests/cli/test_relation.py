@@ -271,3 +271,29 @@ def test_hostile_texts_are_inert(relation: Any, here: Path) -> None:
     assert out.startswith("\ufffd[31m\ufffdname\ufffd\ufffd\ufffdrun 1 on ")
     found = table(relation("evil.json", "--pairs", 8, "--json"))
     assert found["relation"] == evil
+
+
+# --- cross-evaluation ------------------------------------------------------------------------------------------------
+
+
+def test_cross_evaluation_tells_relations_apart(here: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two relations the model knows, over halves of the same subjects: each operator is right on both, for it is one map."""
+    zoo = affine()
+    both = relation_of(zoo)
+    for name, samples in (("first", both.samples[:20]), ("second", both.samples[20:])):
+        write_relation(replace(both, name=name, samples=samples), here / f"{name}.json")
+    asked = ("relation", "cross", here / "first.json", here / "second.json", "--model", place / "m", "--json")
+    found = table(call(capsys, *asked))
+    assert found["relations"] == ["first", "second"]
+    assert all(share == 1 for row in found["right"] for share in row)
+    assert all(share <= 0.2 for row in found["twin"] for share in row)
+    assert table(call(capsys, *asked))["run"] == found["run"], "a finished run is reopened"
+    record = Study().find(found["run"])
+    validate({**record.stage("view").data, "environment": {}, "cost": {}})
+
+
+def test_a_cross_evaluation_of_one_relation_is_refused(relation: Any, place: Path, capsys: Any) -> None:
+    said = sentence(call(capsys, "relation", "cross", place / "friend.json", "--model", place / "m"))
+    assert said == "a cross-evaluation needs at least two different relations"
+    said = sentence(call(capsys, "relation", "cross", place / "friend.json", "nosuch", "--model", place / "m"))
+    assert "neither a relation nor a file 'nosuch'" in said
