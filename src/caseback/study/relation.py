@@ -130,14 +130,14 @@ def _sections(split: Split, scores: Mapping[str, Interval], edits: Mapping[str, 
     arrays = split.arrays
     layers = np.arange(len(arrays["by_layer"]))
     share = arrays["by_layer"].max(axis=1)
-    faithful = [line("operator, best β of each layer", "own", layers, share)]
+    faithful = [line("operator", "own", layers, share)]
     faithful += [
-        line(NAMES[name], look, layers, arrays[f"control_{name}"])
+        line(name, look, layers, arrays[f"control_{name}"])
         for name, look in (("identity", "second"), ("translation", "third"), ("ridge", "control"), ("bias", "random"))
     ]
     at = arrays["edit_layers"]
     edited = [
-        line("operator's inverse, best rank", "own", at, arrays["edited"].max(axis=1)),
+        line("inverse", "own", at, arrays["edited"].max(axis=1)),
         line("subject swap", "second", at, arrays["edited_swap"]),
         line("unembedding row", "third", at, arrays["edited_unembedding"]),
         line("random directions", "random", at, arrays["edited_random"].max(axis=1)),
@@ -161,7 +161,7 @@ def _sections(split: Split, scores: Mapping[str, Interval], edits: Mapping[str, 
         },
         {
             "title": "Causality by layer",
-            "text": "Share of edits after which the model answers as for the other subject.",
+            "text": "Share of edits after which the model answers as for the other subject, at every layer's best rank.",
             "curve": {"x": "layer", "y": "changed", "axis": "linear", "series": edited},
         },
         {

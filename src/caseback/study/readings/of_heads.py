@@ -87,7 +87,8 @@ def heads(config: HeadsConfig, model: Model, stages: Stages, progress: Progress)
         },
     ]
     notes = [
-        "Control: the same sequences with the second half in another order, so nothing can be predicted by repetition.",
+        "Control: the same sequences with the second half in another order, so nothing can be predicted by repetition; to a "
+        "previous-token head that makes no difference, and it should not.",
         "Chance: what a head that looks at every token alike scores.",
         "A score says where a head looks on random text, not what it is used for in a prompt.",
     ]

@@ -64,8 +64,11 @@ function howSection({ task, model, cost, settings, environment, notes }) {
     notes.length > 0 && el("ul", { class: "notes" }, notes.map((note) => el("li", {}, note))),
     el("div", { class: "lists" },
       list("Task", {
-        task: task.name, metric: task.metric, pairs: count(task.n), "answered right": count(task.kept),
-        measured: count(task.measured), accuracy: percent(task.accuracy), dropped: dropped || "none",
+        task: task.name, ...(task.metric ? { metric: task.metric } : {}),
+        // a prompt or a relation has no pairs to be answered right
+        ...(typeof task.n === "number" ? { pairs: count(task.n), "answered right": count(task.kept) } : {}),
+        measured: count(task.measured),
+        ...(typeof task.accuracy === "number" ? { accuracy: percent(task.accuracy), dropped: dropped || "none" } : {}),
       }),
       list("Model", { model: model.id, ...(model.revision ? { revision: model.revision } : {}) }),
       list("Cost", { time: duration(seconds), "processor time": duration(cpu), "peak memory": `${count(memory)} MB`, sessions }),
