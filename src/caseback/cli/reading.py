@@ -173,6 +173,7 @@ def attribute(
         split = first.stage("split-0")
         chosen = split.data["chosen"]
         operator = (split.arrays["W"], split.arrays["b"], chosen["layer"], chosen["beta"])
+    own["judged"] = first.id
     _run(ATTRIBUTE, locals(), own, have={"model": loaded, "operator": operator})
 
 

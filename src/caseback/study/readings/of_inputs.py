@@ -63,7 +63,12 @@ def input_attribution(config: InputConfig, model: Model, stages: Stages, progres
         f"{n} points at {words[i]!r} ({share[i]:+.0%})"
         for n, i, share in zip(config.methods, tops, shares, strict=True)
     ]
-    claim = f"For {said!r}, {', '.join(points)} of all it gives."
+    wrong = "".join(
+        f" The scores of {name} miss the change they should add up to ({saved.data[name]['change']:+.2f}) by {error:+.2f}."
+        for name, error in errors.items()
+        if abs(error) > 0.05 * abs(saved.data[name]["change"])
+    )
+    claim = f"For {said!r}, {', '.join(points)} of all it gives.{wrong}"
     sections = [
         {
             "title": f"Which tokens {said!r} comes from",

@@ -35,6 +35,7 @@ __all__ = [
     "texts",
 ]
 
+LENSES = ("resid_post", "resid_pre", "resid_mid", "attn_out", "mlp_out")
 LONGEST = 400
 """Tokens of a prompt at most: a page shows every one."""
 
@@ -94,6 +95,8 @@ class LensConfig(PromptConfig):
 def lens(config: LensConfig, model: Model, stages: Stages, progress: Progress) -> Finding:
     """What every layer says at every token."""
     batch, words = config.encode(model)
+    if config.site not in LENSES:
+        raise ReadingError(f"a lens reads the stream, not {config.site!r}; it reads: {', '.join(LENSES)}")
     answers = [first_token(model, word.strip()) for word in config.answers]
     if config.tuned is not None and config.site != "resid_post":
         raise ReadingError("a tuned lens reads resid_post, what its translators were trained on")
@@ -182,6 +185,8 @@ class AttributeConfig(PromptConfig):
     """A library relation's name, or a file."""
     objects: tuple[str, ...] = ()
     """Objects whose first tokens are followed."""
+    judged: str | None = None
+    """Id of the relation run whose operator is used; None: the relation is judged first."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def encode(self, model: Model) -> tuple[Batch, list[str]]:

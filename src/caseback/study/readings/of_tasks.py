@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class TaskConfig(LookingConfig):
 
     @property
     def label(self) -> str:
-        return self.task.rsplit("/", 1)[-1]
+        return Path(self.task).stem if is_file(self.task) else self.task
 
     def data(self) -> str | None:
         """SHA-256 of a file of pairs; a library's task is said by its name, n, seed and model."""
@@ -87,11 +88,15 @@ def patch(config: PatchConfig, model: Model, stages: Stages, progress: Progress)
         )
     best = rows[0]
     verb = {"denoise": "restores", "noise": "removes"}[config.direction]
-    claim = (
+    found_at = (
         f"Of {effect.size:,} places, {best[0]} at {best[1]!r} alone {verb} {best[2][0]:.0%} of the answer "
-        f"({best[2][1]:.0%} to {best[2][2]:.0%}); the first-order estimate ranks the places with Spearman "
-        f"{saved.data['spearman']:.2f}."
+        f"({best[2][1]:.0%} to {best[2][2]:.0%})"
     )
+    if (
+        config.site.startswith("resid") and len(columns) > 1
+    ):  # the first layers hold the prompt itself: say where it goes
+        found_at = _carried(effect[:, 0], layers, columns)
+    claim = f"{found_at}; the first-order estimate ranks the places with Spearman {saved.data['spearman']:.2f}."
     sections = [
         {
             "title": f"Effect of each place ({config.direction}, {config.site})",
@@ -126,6 +131,19 @@ def patch(config: PatchConfig, model: Model, stages: Stages, progress: Progress)
         "Denoising asks whether a place is enough, noising whether it is needed; backups make them differ.",
     ]
     return Finding(claim=claim, table=table, sections=sections, notes=notes, measured=pairs.n)
+
+
+def _carried(effect: np.ndarray, layers: list[int], columns: list[str]) -> str:
+    """The position with the largest effect, from layer to layer."""
+    best = np.nan_to_num(effect).argmax(axis=1)
+    starts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist()]
+    ends = [*(start - 1 for start in starts[1:]), len(layers) - 1]
+    parts = [
+        f"{columns[best[a]]!r} in layers {layers[a]} to {layers[b]} ({effect[a, best[a]]:.0%} to {effect[b, best[b]]:.0%})"
+        for a, b in zip(starts, ends, strict=True)
+    ]
+    shown = parts if len(parts) <= 4 else [*parts[:3], "…", parts[-1]]
+    return f"The largest effect lies at {', then '.join(shown)}"
 
 
 def _maps(effect: np.ndarray, layers: list[int], columns: list[str], heads: int | None) -> dict[str, Any]:
