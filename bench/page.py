@@ -131,13 +131,15 @@ def _relations(found: Mapping[str, Any]) -> str:
         ["all layers / one layer", _ratio(found["over_one_layer"]), f"≤ {targets['over_one_layer']}"],
         ["a sweep layer by layer / all layers", _ratio(found["sweep_over"]), f"≥ {targets['sweep_over']}"],
     ]
+    all_s, one_s = (seconds[name]["cpu_s"] for name in ("all layers", "one layer"))
+    rest = tokens["from the subject's last"]
     return f"""## A relation's Jacobians
 
 ∂z/∂s of {found["layers"]} layers from one backward, beside `torch.autograd.functional.jacobian(vectorize=True)` for layer
-{found["layer"]} alone (from its block on, with the same cached prefix, without the vocabulary), {found["model"]}, {found["examples"]} example of
-{tokens["prompt"]} tokens, {tokens["from the subject's last"]} from the subject's last on: {seconds["all layers"]["cpu_s"]:.1f} and {seconds["one layer"]["cpu_s"]:.1f} CPU-s. The sweep is that
-one layer's time for every layer. The two differ by at most {found["largest_difference"]:.0e} of the largest entry; peak memory
-{peak["all"]["after"]:,.0f} and {peak["one"]["after"]:,.0f} MB.
+{found["layer"]} alone (from its block on, with the same cached prefix, without the vocabulary), {found["model"]},
+{found["examples"]} example of {tokens["prompt"]} tokens, {rest} from the subject's last on: {all_s:.1f} and {one_s:.1f} CPU-s.
+The sweep is that one layer's time for every layer. The two differ by at most {found["largest_difference"]:.0e} of the
+largest entry; peak memory {peak["all"]["after"]:,.0f} and {peak["one"]["after"]:,.0f} MB.
 
 {_table(["", "measured", "target"], rows)}"""
 
