@@ -66,9 +66,8 @@ def test_it_is_judged_and_recorded(relation: Any, place: Path) -> None:
     assert set(KEYS) <= set(found)
     assert (found["relation"], found["category"]) == ("friend", "factual")
     assert found["n_known"] == found["n_test"] == found["n_asked"] == 35
-    assert (
-        found["faithful_strict"] == found["faithful_prefix"] == found["causality"] == found["low"] == found["high"] == 1
-    )
+    assert found["faithful_strict"] == found["faithful_prefix"] == found["causality"] == found["high"] == 1
+    assert found["low"] == pytest.approx(0.9011, abs=1e-4), "Wilson's: 35 right of 35 do not make certain"
     assert found["rank"] == affine().rank and found["layer"] in (0, 1)
     assert found["controls"]["embedding"] == 1  # the subject's state is its embedding here
     assert found["controls"]["majority"] < 0.1 and found["controls"]["bias"] < 0.1
@@ -196,7 +195,7 @@ def test_a_category_leaves_out_what_cannot_be_judged(
     assert sorted(Study().ids()) == [row["run"] for row in found["relations"]]  # the text reopened them
     lines = out.splitlines()
     assert lines[0].startswith("relation ") and lines[1].startswith("friend ") and lines[2].startswith("good friend ")
-    assert "100%  [100%, 100%]" in lines[1] and lines[1].split()[1] == "35"
+    assert "100%  [ 90%, 100%]" in lines[1] and lines[1].split()[1] == "35"
     assert "faithful_strict: 1" in out and "mean over 2 relations" in out
     assert lines[-1].startswith("left out: stranger (") and "knows 0 of 35 samples of 'stranger'" in lines[-1]
     assert all(said.startswith("no relation of the category 'bias' could be judged: ") for said in nothing)

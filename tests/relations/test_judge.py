@@ -264,6 +264,12 @@ def test_the_sentence_for_halves_without_edits(monkeypatch: pytest.MonkeyPatch) 
     zoo, order = affine_of(), np.random.default_rng(0).permutation(35)
     few = np.sort(order[: CONFIG.pairs])
     lone = np.isin(few, order[::2])
-    monkeypatch.setattr(causal, "targets", lambda seen, seed: np.where(lone, np.roll(np.arange(len(few)), 1), -1))
+    sides = iter((lone, ~lone))  # each half draws its targets by itself; here the second finds none
+
+    def targets(seen: Observed, *, seed: int) -> np.ndarray:
+        first = next(sides) is lone
+        return np.roll(np.arange(len(seen)), 1) if first else np.full(len(seen), -1)
+
+    monkeypatch.setattr(causal, "targets", targets)
     with pytest.raises(RelationError, match="so no edit can be judged on halves"):
         judge_split(zoo.model, relation_of(zoo), CONFIG)

@@ -102,7 +102,7 @@ def test_lens(ask: Ask) -> None:
     assert [int(row[-1]) for row in ranks["texts"]][:2] == [0, 0]
     last = section(record, "How far from the output")["heat"]["values"][0]
     assert np.allclose(last, 0, atol=1e-6)
-    assert "the last layer says 'object3'" in record.stage("view").data["claim"]
+    assert "reads 'object3'" in record.stage("view").data["claim"]
 
 
 def test_attribute(study: Study, ask: Ask) -> None:
@@ -160,7 +160,7 @@ def test_dla(ask: Ask) -> None:
     assert found["error"] < 1e-4
     neurons = section(record, "Neurons of layer 3")["table"]["rows"]
     assert {row[0] for row in neurons[:2]} == {"0", "1"}  # the two units that say the answer
-    assert "m3 adds " in record.stage("view").data["claim"]
+    assert "m3 has the largest term in size" in record.stage("view").data["claim"]
 
 
 def test_heads(ask: Ask) -> None:

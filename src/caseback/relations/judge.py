@@ -120,7 +120,7 @@ def judge_split(
         folds.append({"layer": layer, "beta": found.betas[beta]})
     everything = np.arange(len(seen))
     layer, beta = found.choose(everything)
-    ranks = [rank for rank in causal.RANKS if rank < model.d_model]
+    ranks = [rank for rank in causal.RANKS if rank <= model.d_model]
     cut = faithful.cut_answers(model, operators, seen, layer, found.betas[beta], ranks) == found.token
     enough = [r for r, right in zip(ranks, cut, strict=True) if right.sum() >= found.strict[layer, beta].sum()]
 
@@ -182,7 +182,12 @@ def _edits(
     """Edit up to `pairs` samples, half from each half; returns what came of it and their places among the known."""
     subset = np.sort(order[: config.pairs])
     few = seen[subset]
-    target = causal.targets(few, seed=seed)
+    side = np.isin(subset, np.sort(order[::2]))  # a target comes from the sample's own half
+    target = np.full(len(few), -1)
+    for own in (np.flatnonzero(side), np.flatnonzero(~side)):
+        if len(own):
+            other = causal.targets(few[own], seed=seed)
+            target[own] = np.where(other >= 0, own[other], -1)
     keep = np.flatnonzero(target >= 0)
     if len(keep) < 4:
         raise RelationError("too few known samples have different answers, so no edit can be judged")

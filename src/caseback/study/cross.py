@@ -15,7 +15,7 @@ from caseback.model.model import Model
 from caseback.relations.cross import Operator, cross_evaluate
 from caseback.relations.judge import JudgeConfig, judge_split, template_of
 from caseback.relations.library import resolve
-from caseback.relations.observe import draw, observe
+from caseback.relations.observe import Observed, draw, observe
 from caseback.study.finding import Finding, Looking, LookingConfig, heat, sheet
 
 __all__ = ["CROSS", "CrossConfig", "cross"]
@@ -46,7 +46,11 @@ def cross(config: CrossConfig, model: Model, stages: Stages, progress: Progress)
     """Judge every relation unless `have["splits"]` brings its finished run's first split, then apply each operator to all
     subjects."""
     given = getattr(stages, "have", {}).get("splits", {})
-    operators, seen = {}, {}
+    operators: dict[str, Operator] = {}
+    seen: dict[str, Observed] = {}
+    names = [resolve(name).name for name in config.relations]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RelationError(f"two of the relations are called {twice[0]!r}; name them apart")
     for i, name in enumerate(config.relations):
         relation = resolve(name)
 
@@ -74,7 +78,6 @@ def cross(config: CrossConfig, model: Model, stages: Stages, progress: Progress)
         return Checkpoint({name: getattr(found, name) for name in names})
 
     a = stages.stage("matrix", evaluated).arrays
-    names = list(operators)
     axes = (("subjects of", names), ("operator of", names))
     n = len(names)
     off = ~np.eye(n, dtype=bool)
@@ -88,8 +91,9 @@ def cross(config: CrossConfig, model: Model, stages: Stages, progress: Progress)
         for i, name in enumerate(names)
     ]
     claim = (
-        f"On their own subjects the operators give the model's answer in {np.diag(a['right']).mean():.0%}, on the subjects of "
-        f"other relations in {a['right'][off].mean():.0%} (a random operator of the same spectrum: {a['twin'].mean():.0%})."
+        f"On the subjects they were chosen on the operators give the model's answer in {np.diag(a['right']).mean():.0%}, on the "
+        f"subjects of other relations in {a['right'][off].mean():.0%} (bias alone {a['bias'][off].mean():.0%}, a random operator of "
+        f"the same spectrum {a['twin'][off].mean():.0%})."
     )
     sections = [
         {

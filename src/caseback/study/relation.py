@@ -11,7 +11,7 @@ import numpy as np
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
 from caseback.core.stages import Checkpoint, Stages
-from caseback.evidence import Interval, mean_interval
+from caseback.evidence import Interval, mean_interval, proportion_interval
 from caseback.model.model import Model
 from caseback.relations import causal
 from caseback.relations.judge import CONTROLS, JudgeConfig, Split, judge_split, pooled, template_of
@@ -58,10 +58,11 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
         ("majority", "bias", "embedding", "identity", "translation", "ridge", "random"), key=lambda n: scores[n].value
     )
     claim = (
-        f"A linear map of the subject's state entering block {chosen['layer']:.0f} gives the model's own token for "
+        f"Chosen on one half and scored on the other, a linear map of the subject's state gives the model's own token for "
         f"{scores['strict'].value:.0%} of {scores['strict'].n} held-out subjects ({_range(scores['strict'])}); the best "
-        f"control, {NAMES[best]}, {scores[best].value:.0%}. Its inverse changes the answer to another subject's in "
-        f"{edits['causal'].value:.0%} of {edits['causal'].n} edits."
+        f"control, {NAMES[best]}, {scores[best].value:.0%}. The inverse of such a map changes the answer to another "
+        f"subject's in {edits['causal'].value:.0%} of {edits['causal'].n} edits. With all samples block {chosen['layer']:.0f} is "
+        f"chosen, for edits block {chosen['edit_layer']:.0f}."
     )
     table: dict[str, Any] = {
         "relation": known.name,
@@ -86,9 +87,10 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
         f"Template: {template!r}; {config.judge.train} training samples, "
         + ("asked without examples." if config.judge.zero_shot else "which are also the few-shot examples."),
         "Layer and β (and the edit's layer and rank) are chosen on one half of the known samples and scored on the other, "
-        "both ways; every control chooses its best layer likewise. The layer, β and rank shown are those chosen with all.",
-        "Strict: the operator's likeliest token is the model's. Prefix: it begins the object. Intervals: bootstrap over "
-        "samples, at 95 %.",
+        "both ways; controls that have a layer choose theirs on the same half, the random operators take the operator's layer, β "
+        "and rank. The layer, β and rank shown are those chosen with all.",
+        "Strict: the operator's likeliest token is the model's. Prefix: it begins the object. Intervals: Wilson's over "
+        "samples, at 95 %; of several splits a bootstrap.",
         "An operator says what can be read from a state linearly, not that the model reads it so.",
     ]
     return Finding(
@@ -119,7 +121,11 @@ def _split(saved: Any) -> Split:
 
 
 def _interval(splits: Sequence[Split], name: str) -> Interval:
-    return mean_interval(pooled(splits, name))
+    """Wilson's interval of a share; of several splits' means, a bootstrap over samples."""
+    values = pooled(splits, name)
+    if len(splits) == 1:
+        return proportion_interval(round(float(values.sum())), len(values))
+    return mean_interval(values)
 
 
 def _range(found: Interval) -> str:

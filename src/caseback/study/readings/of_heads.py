@@ -60,7 +60,7 @@ def heads(config: HeadsConfig, model: Model, stages: Stages, progress: Progress)
         for i, own, beside in zip(order, mean_intervals(flat[order]), mean_intervals(other[order]), strict=True):
             name = f"{layers[int(i) // n_heads]}.{int(i) % n_heads}"
             rows.append([kind, name, cell(own), cell(beside), chance])
-        best = rows[-5] if len(rows) >= 5 else rows[0]
+        best = rows[-len(order)]
         said.append(f"{best[1]} ({kind}, {best[2][0]:.0%}; control {best[3][0]:.0%})")
     copying, at_random = saved["copying"], saved["copying_control"]
     order = np.argsort(-copying.ravel(), kind="stable")[:10]

@@ -120,7 +120,7 @@ def lens(config: LensConfig, model: Model, stages: Stages, progress: Progress) -
     same = a["top_ids"][:, -1, 0] == final
     first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0
     claim = (
-        f"After {words[-1]!r} the last layer says {said[-1]!r} ({a['top_probs'][-1, -1, 0]:.0%}); the lens says so from "
+        f"After {words[-1]!r} {sites[-1]} reads {said[-1]!r} ({a['top_probs'][-1, -1, 0]:.0%}); the lens says so from "
         f"{sites[first] if first < len(sites) else sites[-1]} on."
     )
     sections: list[dict[str, Any]] = [
@@ -239,8 +239,8 @@ def attribute(config: AttributeConfig, model: Model, stages: Stages, progress: P
     probs = a["top_probs"][own, :, 0]
     best = int(probs[1:].argmax()) + 1 if len(probs) > 1 else 0
     claim = (
-        f"The operator of {resolve(config.relation).name!r}, read at its own layer {kept.data['layer']}, is surest at "
-        f"{words[best]!r}, where it says {tops[own][best]!r} ({probs[best]:.0%})."
+        f"The operator of {resolve(config.relation).name!r}, read at its own layer {kept.data['layer']}, is "
+        f"surest (the first token aside) at {words[best]!r}, where it says {tops[own][best]!r} ({probs[best]:.0%})."
     )
     sections: list[dict[str, Any]] = [
         {

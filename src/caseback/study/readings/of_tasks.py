@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from caseback.core.errors import ReadingError
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_file
 from caseback.core.stages import Checkpoint, Stages
@@ -77,6 +78,8 @@ def patch(config: PatchConfig, model: Model, stages: Stages, progress: Progress)
     saved = stages.stage("grid", found)
     effect, estimate, ends = (saved.arrays[name] for name in ("effect", "estimate", "ends"))
     columns, layers = saved.data["columns"], saved.data["layers"]
+    if not np.isfinite(effect).any():
+        raise ReadingError("the two runs of these pairs have the same metric on average, so no effect can be stated")
     rows = []
     for flat in np.argsort(-np.abs(np.nan_to_num(effect)).ravel(), kind="stable")[:12]:
         layer, head, column = (int(i) for i in np.unravel_index(flat, effect.shape))
@@ -89,14 +92,15 @@ def patch(config: PatchConfig, model: Model, stages: Stages, progress: Progress)
     best = rows[0]
     verb = {"denoise": "restores", "noise": "removes"}[config.direction]
     found_at = (
-        f"Of {effect.size:,} places, {best[0]} at {best[1]!r} alone {verb} {best[2][0]:.0%} of the answer "
+        f"Of {effect.size:,} places, {best[0]} at {best[1]!r} has the largest effect: alone it {verb} {best[2][0]:.0%} of the answer "
         f"({best[2][1]:.0%} to {best[2][2]:.0%})"
     )
     if (
         config.site.startswith("resid") and len(columns) > 1
     ):  # the first layers hold the prompt itself: say where it goes
         found_at = _carried(effect[:, 0], layers, columns)
-    claim = f"{found_at}; the first-order estimate ranks the places with Spearman {saved.data['spearman']:.2f}."
+    spearman, sign = (float("nan") if saved.data[k] is None else saved.data[k] for k in ("spearman", "sign"))
+    claim = f"{found_at}; the first-order estimate ranks the places with Spearman {spearman:.2f}."
     sections = [
         {
             "title": f"Effect of each place ({config.direction}, {config.site})",
@@ -107,7 +111,7 @@ def patch(config: PatchConfig, model: Model, stages: Stages, progress: Progress)
         {
             "title": "First-order estimate",
             "text": "(source − value) · gradient: two forwards and one backward for the whole grid. Spearman with the exact "
-            f"effects {saved.data['spearman']:.2f}, equal sign {saved.data['sign']:.0%}.",
+            f"effects {spearman:.2f}, equal sign {sign:.0%}.",
             **_maps(estimate, layers, columns, saved.data["heads"]),
         },
     ]
@@ -188,7 +192,14 @@ def dla(config: DlaConfig, model: Model, stages: Stages, progress: Progress) -> 
     terms, ends, names = saved.arrays["terms"].mean(axis=-1), saved.arrays["ends"], saved.data["names"]
     total = float(saved.arrays["total"].mean())
     order = np.argsort(-np.abs(terms), kind="stable")[:15]
-    rows = [[names[i], [float(terms[i]), float(ends[i, 0]), float(ends[i, 1])], float(terms[i]) / total] for i in order]
+    rows = [
+        [
+            names[i],
+            [float(terms[i]), float(ends[i, 0]), float(ends[i, 1])],
+            float(terms[i]) / total if abs(total) > 1e-3 else None,
+        ]
+        for i in order
+    ]
     heads_mean, mlps_mean = saved.arrays["heads"].mean(axis=-1), saved.arrays["mlps"].mean(axis=-1)
     layers = ("layer", [str(layer) for layer in range(len(heads_mean))])
     both = np.concatenate([heads_mean, mlps_mean[:, None]], axis=1)
@@ -228,8 +239,8 @@ def dla(config: DlaConfig, model: Model, stages: Stages, progress: Progress) -> 
             }
         )
     claim = (
-        f"{rows[0][0]} adds {rows[0][1][0]:+.2f} of {total:.2f} logits ({rows[0][1][1]:+.2f} to {rows[0][1][2]:+.2f}), more "
-        f"than any other part; all terms sum to the metric within {saved.data['error']:.0e}."
+        f"{rows[0][0]} has the largest term in size, {rows[0][1][0]:+.2f} of {total:.2f} logits ({rows[0][1][1]:+.2f} to "
+        f"{rows[0][1][2]:+.2f}); all terms sum to the metric within {saved.data['error']:.0e}."
     )
     notes = [
         f"{pairs.n} pairs" + (" of a random twin, none dropped." if config.twin else " that the model answers right."),
