@@ -9,14 +9,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from caseback.model.hooks import Hooks
 from caseback.model.model import Model
 from caseback.model.run import passing
 
-__all__ = ["end"]
+__all__ = ["end", "token_ranks"]
 
 
 def end(model: Model, stream: Float[Tensor, "row d"]) -> Float[Tensor, "row vocab"]:
@@ -32,3 +32,11 @@ def end(model: Model, stream: Float[Tensor, "row d"]) -> Float[Tensor, "row voca
 
 def _put(stream: Tensor, value: Tensor) -> Tensor:
     return stream.to(value.dtype)
+
+
+def token_ranks(scores: Float[Tensor, "row vocab"], tokens: Int[Tensor, "row token"]) -> Int[Tensor, "row token"]:
+    """How many other tokens score at least as high: 0 is the likeliest, and an even guess ranks last."""
+    found = torch.empty_like(tokens)
+    for i, one in enumerate(tokens.T):
+        found[:, i] = (scores >= scores.gather(1, one[:, None])).sum(dim=-1) - 1
+    return found

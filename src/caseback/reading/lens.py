@@ -24,7 +24,7 @@ from torch import Tensor
 from caseback.core.errors import ReadingError
 from caseback.core.progress import Progress, silent
 from caseback.model.batch import Batch
-from caseback.model.end import end
+from caseback.model.end import end, token_ranks
 from caseback.model.model import Model
 from caseback.model.run import plan_sites
 from caseback.model.sites import NAMES, Site
@@ -113,8 +113,7 @@ def logit_lens(
                 entropy[s, part] = torch.special.entr(found.exp()).sum(dim=-1)
                 kl[s, part] = divergence(last, found)
                 probs[s, part] = found[:, columns].exp()
-                for a, answer in enumerate(wanted):
-                    ranks[s, part, a] = (found >= found[:, answer : answer + 1]).sum(dim=-1) - 1
+                ranks[s, part] = token_ranks(found, columns.expand(len(part), -1)).to(ranks)
     progress("lens", len(rows), len(rows))
     size = (len(chosen), *batch.mask.shape)
     return Lens(

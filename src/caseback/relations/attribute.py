@@ -26,7 +26,7 @@ from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
 from caseback.evidence.intervals import Interval, proportion_interval
 from caseback.model.batch import Batch
-from caseback.model.end import end
+from caseback.model.end import end, token_ranks
 from caseback.model.model import Model
 from caseback.relations.observe import Observed, begins, observe
 from caseback.relations.operator import spectrum_twin
@@ -112,7 +112,7 @@ def attribute_lens(
         found = end(model, _applied(W, b, beta, states[part])).float().softmax(dim=-1)
         best = found.topk(top, dim=-1)
         top_ids[part], top_probs[part] = best.indices, best.values
-        probs[part], ranks[part] = found[:, columns], _ranks(found, columns.expand(len(part), -1))
+        probs[part], ranks[part] = found[:, columns], token_ranks(found, columns.expand(len(part), -1))
         done += len(part)
         progress("attribute lens", done, len(rows))
     size = (len(chosen), *batch.mask.shape)
@@ -291,18 +291,10 @@ def _applied(W: Tensor, b: Tensor, beta: float, s: Tensor) -> Tensor:
     return beta * (s @ W.to(s).T) + b.to(s)
 
 
-def _ranks(scores: Float[Tensor, "row vocab"], tokens: Int[Tensor, "row token"]) -> Int[Tensor, "row token"]:
-    """How many other tokens score at least as high; an even guess ranks last."""
-    found = torch.empty_like(tokens)
-    for i, one in enumerate(tokens.T):
-        found[:, i] = (scores >= scores.gather(1, one[:, None])).sum(dim=-1) - 1
-    return found
-
-
 def _token_ranks(
     model: Model, stream: Float[Tensor, "layer sample d"], tokens: Int[Tensor, "sample token"]
 ) -> Int[np.ndarray, "layer sample token"]:
     size = max(1, LOGITS // model.d_vocab)
     rows = zip(stream.flatten(0, 1).split(size), tokens.repeat(len(stream), 1).split(size), strict=True)
-    found = torch.cat([_ranks(end(model, part), columns) for part, columns in rows])
+    found = torch.cat([token_ranks(end(model, part), columns) for part, columns in rows])
     return found.view(*stream.shape[:2], -1).cpu().numpy()

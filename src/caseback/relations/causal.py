@@ -28,7 +28,7 @@ from caseback.model.prefix import Prefix
 from caseback.model.run import execute
 from caseback.model.taps import Key, Tap
 from caseback.relations.observe import Observed
-from caseback.relations.operator import Operators, invert, spectrum_twin
+from caseback.relations.operator import Operators, invert, spectrum_svd
 from caseback.relations.prompt import Prompt
 
 __all__ = ["CONTROLS", "RANKS", "Edited", "edit", "edited_tokens", "targets"]
@@ -111,7 +111,7 @@ def edit(
     ranks = [rank for rank in ranks if rank <= model.d_model]
     if not layers or not ranks:
         raise RelationError("a causal edit needs at least one layer and one rank")
-    twins = [_svd(spectrum_twin(operators.W[layer], seed=seed)) for layer in layers]
+    twins = [spectrum_svd(operators.svd(layer)[1], seed=seed) for layer in layers]
     unembedding = model.hf.get_output_embeddings().weight
     right = np.zeros((len(layers), 2 * len(ranks) + 2, len(seen)), dtype=bool)
     for i, prompt in enumerate(seen.prompts):
@@ -140,8 +140,3 @@ def edit(
         swap=right[:, -2],
         unembedding=right[:, -1],
     )
-
-
-def _svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    U, S, V = torch.linalg.svd(W.float(), full_matrices=False)
-    return U, S, V

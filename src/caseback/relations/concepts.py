@@ -32,7 +32,7 @@ from caseback.model.taps import Key, Tap
 from caseback.relations.attribute import check_operator
 from caseback.relations.causal import RANKS, edited_tokens
 from caseback.relations.observe import Observed
-from caseback.relations.operator import invert, spectrum_twin
+from caseback.relations.operator import Svd, invert, spectrum_svd, svd
 from caseback.relations.prompt import Prompt
 
 __all__ = [
@@ -69,7 +69,7 @@ class Concepts:
 def concepts(W: Float[Tensor, "d d"], b: Float[Tensor, "d"], seen: Observed, *, rank: int) -> Concepts:
     """v_o for every object among the samples, the operator W cut to a rank. Cost: one decomposition of W."""
     objects, which = _classes(seen)
-    vectors = _lift(_svd(W), rank, _means(seen.z, which, len(objects)) - b.to(seen.z))
+    vectors = _lift(svd(W), rank, _means(seen.z, which, len(objects)) - b.to(seen.z))
     answers = seen.token.cpu().numpy()
     common = [np.unique(answers[which == o], return_counts=True) for o in range(len(objects))]
     tokens = torch.tensor([int(values[counts.argmax()]) for values, counts in common], device=seen.z.device)
@@ -119,7 +119,8 @@ def classify(
     check_operator(model, W, b)
     seen, halves, dropped = _halved(seen, seed)
     s = seen.s[:, layer]
-    lower, twin = _svd(W), _svd(spectrum_twin(W, seed=seed))
+    lower = svd(W)
+    twin = spectrum_svd(lower[1], seed=seed)
     ranks = [rank for rank in ranks if rank <= model.d_model]
     draw = torch.Generator().manual_seed(seed)
     names = ("concepts", "centroid", "twin", "random", "majority")
@@ -159,7 +160,7 @@ def classify(
     )
 
 
-def _left_out(parts: _Svd, b: Tensor, made: Observed, s: Tensor, which: np.ndarray, rank: int) -> float:
+def _left_out(parts: Svd, b: Tensor, made: Observed, s: Tensor, which: np.ndarray, rank: int) -> float:
     """Share of the samples classified right when a sample's own z is taken out of its object's mean."""
     n = np.bincount(which)
     index = torch.from_numpy(which).to(s.device)
@@ -308,18 +309,9 @@ def _moved(
 
 # --- parts -------------------------------------------------------------------------------------------------------------------------------
 
-_Svd = tuple[Tensor, Tensor, Tensor]
 
-
-def _svd(W: Tensor) -> _Svd:
-    U, S, V = torch.linalg.svd(W.float(), full_matrices=False)
-    return U, S, V
-
-
-def _lift(parts: _Svd, rank: int, delta: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+def _lift(parts: Svd, rank: int, delta: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
     """W†_ρ δ."""
-    if not 1 <= rank <= len(parts[1]):
-        raise RelationError(f"ranks lie between 1 and {len(parts[1])}, got {rank}")
     return invert(parts, delta, ranks=[rank])[0]
 
 

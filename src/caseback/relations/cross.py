@@ -27,7 +27,7 @@ from caseback.model.model import Model
 from caseback.relations.attribute import check_operator
 from caseback.relations.causal import edited_tokens, targets
 from caseback.relations.observe import Observed
-from caseback.relations.operator import decode, invert, spectrum_twin
+from caseback.relations.operator import decode, invert, spectrum_twin, svd
 from caseback.relations.relation import Relation
 
 __all__ = ["CrossEvaluation", "Isolation", "Operator", "cross_evaluate", "isolate", "siblings"]
@@ -260,5 +260,4 @@ def _edited(
 
 def _moves(W: Tensor, rank: int, delta: Tensor) -> Float[Tensor, "pair d"]:
     """W†_ρ δ for every row of δ."""
-    U, S, V = torch.linalg.svd(W.float(), full_matrices=False)
-    return invert((U, S, V), delta, ranks=[rank])[0]
+    return invert(svd(W), delta, ranks=[rank])[0]

@@ -21,7 +21,9 @@ from caseback.relations.jacobian import expand
 from caseback.relations.prompt import ask
 from caseback.relations.relation import Sample
 
-__all__ = ["Operators", "decode", "fit", "invert", "spectrum_twin"]
+__all__ = ["Operators", "Svd", "decode", "fit", "invert", "spectrum_svd", "spectrum_twin", "svd"]
+
+Svd = tuple[Float[Tensor, "d r"], Float[Tensor, "r"], Float[Tensor, "r d"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +51,10 @@ class Operators:
         """What a test prompt is preceded by."""
         return self.samples if self.shots else ()
 
-    def svd(self, layer: int) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r"], Float[Tensor, "r d"]]:
+    def svd(self, layer: int) -> Svd:
         """W_ℓ = U diag(S) Vᵀ, computed once."""
         if layer not in self._svd:
-            self._svd[layer] = torch.linalg.svd(self.W[layer].float(), full_matrices=False)
+            self._svd[layer] = svd(self.W[layer])
         return self._svd[layer]
 
     def apply(
@@ -71,24 +73,24 @@ class Operators:
         self, layer: int, delta: Float[Tensor, "*rows d"], *, ranks: Sequence[int]
     ) -> Float[Tensor, "rank *rows d"]:
         """W†_ρ δ = V_ρ S_ρ⁻¹ U_ρᵀ δ for every rank ρ, from one decomposition."""
-        parts = self.svd(layer)
-        if not all(1 <= rank <= len(parts[1]) for rank in ranks):
-            raise RelationError(f"ranks lie between 1 and {len(parts[1])}, got {', '.join(map(str, ranks))}")
-        return invert(parts, delta, ranks=ranks)
+        return invert(self.svd(layer), delta, ranks=ranks)
 
 
-def invert(
-    svd: tuple[Float[Tensor, "d r"], Float[Tensor, "r"], Float[Tensor, "r d"]],
-    delta: Float[Tensor, "*rows d"],
-    *,
-    ranks: Sequence[int],
-) -> Float[Tensor, "rank *rows d"]:
+def svd(W: Float[Tensor, "d d"]) -> Svd:
+    """W = U diag(S) V, V with the right singular vectors as rows; in float32."""
+    U, S, V = torch.linalg.svd(W.float(), full_matrices=False)
+    return U, S, V
+
+
+def invert(parts: Svd, delta: Float[Tensor, "*rows d"], *, ranks: Sequence[int]) -> Float[Tensor, "rank *rows d"]:
     """The pseudo-inverse of U diag(S) V at every rank, applied to δ. A singular value below rounding (d ε S₀) counts as 0,
     which has the inverse 0: a map of low rank, or none at all, gives no infinities."""
-    U, S, V = svd
+    U, S, V = parts
+    if not all(1 <= rank <= len(S) for rank in ranks):
+        raise RelationError(f"ranks lie between 1 and {len(S)}, got {', '.join(map(str, ranks))}")
     real = torch.finfo(S.dtype).eps * U.shape[0] * S[0] < S
-    parts = torch.where(real, (delta.float() @ U) / torch.where(real, S, 1), 0)
-    return torch.stack([parts[..., :rank] @ V[:rank] for rank in ranks]).to(delta.dtype)
+    along = torch.where(real, (delta.float() @ U) / torch.where(real, S, 1), 0)
+    return torch.stack([along[..., :rank] @ V[:rank] for rank in ranks]).to(delta.dtype)
 
 
 def fit(
@@ -131,6 +133,12 @@ def decode(model: Model, z: Float[Tensor, "*rows d"], *, rows: int = 256) -> Int
 
 def spectrum_twin(W: Float[Tensor, "d d"], *, seed: int) -> Float[Tensor, "d d"]:
     """A random matrix with the singular values of W: what the directions of W, and not its sizes, account for."""
+    U, S, V = spectrum_svd(torch.linalg.svdvals(W.float()), seed=seed)
+    return U.to(W) @ (S.to(W)[:, None] * V.to(W))
+
+
+def spectrum_svd(S: Float[Tensor, "d"], *, seed: int) -> Svd:
+    """The same as its decomposition, which is known before the product."""
     draw = torch.Generator().manual_seed(seed)
-    U, V = (torch.linalg.qr(torch.randn(W.shape, generator=draw))[0].to(W) for _ in range(2))
-    return U @ (torch.linalg.svdvals(W.float()).to(W)[:, None] * V.T)
+    U, V = (torch.linalg.qr(torch.randn((len(S), len(S)), generator=draw))[0].to(S) for _ in range(2))
+    return U, S, V.T
