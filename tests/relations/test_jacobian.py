@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -181,6 +182,18 @@ def test_an_affine_model_has_the_map_it_was_given() -> None:
             assert float((found.J[layer] - zoo.W).abs().max()) < 1e-6
             assert float((found.b[layer] - zoo.b).abs().max()) < 1e-6
         assert not found.J[2].any()
+
+
+@pytest.mark.parametrize("ends", [(-1,), (-2, -1), (-3, -1)])
+def test_z_is_the_mean_of_the_streams_at_the_prompts_ends(ends: tuple[int, ...]) -> None:
+    model = model64("gpt2")
+    prompt = replace(prompt_of(model, "the w4 of {} is w5 w6"), ends=ends)
+    found = expand(model, prompt)
+    norm = model.module(model.family.final_norm)
+    for layer in range(model.n_layers):
+        z = lambda s, l=layer: torch.stack([put(model, prompt, l, s, norm, i) for i in ends]).mean(dim=0)  # noqa: E731
+        assert close(found.z, z(found.s[layer]), 1e-10)
+        assert close(found.J[layer], torch.autograd.functional.jacobian(z, found.s[layer]), 1e-10)
 
 
 def test_weights_get_no_gradient_and_progress_is_told() -> None:

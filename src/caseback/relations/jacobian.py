@@ -1,10 +1,10 @@
 """∂z/∂s for every layer from one backward.
 
 s_ℓ is the stream at the subject's last token where it enters block ℓ (ℓ = 0: the embedding), z the stream at the last
-token where it enters the final norm (Hernandez et al. 2024, arXiv 2308.09124, §3). One backward from z passes every
-s_ℓ: so one forward is made, and its graph is gone back through with many cotangents e_i at a time (torch's batched
-gradients), each of which gives row i of every J_ℓ. What comes before the subject is run once and cached; neither final
-norm nor vocabulary is touched, and weights get no gradients.
+token where it enters the final norm (Hernandez et al. 2024, arXiv 2308.09124, §3), or the mean of that stream over the
+prompt's ends. One backward from z passes every s_ℓ: so one forward is made, and its graph is gone back through with many
+cotangents e_i at a time (torch's batched gradients), each of which gives row i of every J_ℓ. What comes before the
+subject is run once and cached; neither final norm nor vocabulary is touched, and weights get no gradients.
 
 Cost: one forward and d backwards of T tokens for all layers at once, T the tokens from the subject's last on. Repeating
 the forward as d ordinary rows gives the same and takes twice as long.
@@ -63,7 +63,7 @@ def expand(model: Model, prompt: Prompt, *, rows: int | None = None, progress: P
         given=prefix.past(1),
     )
     streams = [kept[key] for key in keys[:-1]]
-    end = kept[keys[-1]][0, -1]
+    end = torch.stack([kept[keys[-1]][0, i] for i in prompt.ends]).mean(dim=0)
     s[:] = torch.stack([stream[0, place].detach() for stream in streams])
     z[:] = end.detach()
     each = torch.eye(d, dtype=end.dtype, device=end.device)

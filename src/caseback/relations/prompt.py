@@ -39,6 +39,8 @@ class Prompt:
     ids: Int[Tensor, "pos"]
     at: int
     """Index of the subject's last token."""
+    ends: tuple[int, ...] = (-1,)
+    """Places, counted from the prompt's end, whose final streams have z as their mean; -1: the last token."""
 
 
 def ask(model: Model, template: str, sample: Sample, examples: Sequence[Sample] = ()) -> Prompt:
