@@ -2,7 +2,8 @@
 
 To make subject i answer as subject j does, its state is moved by Δs = W†_ρ (z_j − z_i) (Hernandez et al. 2024, arXiv
 2308.09124, Eq. 6); β plays no part. A full inverse fails, because small singular values blow up, so every rank ρ is
-tried: all come from one decomposition. Success: the edited model's token is the one it gives for j.
+tried: all come from one decomposition. Success: the edited model's token is the one it gives for j; of whole objects, the
+first of j's, since only a token is asked of the edited model.
 
 Controls: the subject swap (s_j in the place of s_i), the unembedding row of j's token at s_i's length, and the same edit
 through a random matrix with W's singular values.
@@ -58,9 +59,10 @@ class Edited:
 
 
 def targets(seen: Observed, *, seed: int) -> Int[np.ndarray, "sample"]:
-    """For every sample another one with another subject, object and answer, drawn at random; -1 where there is none."""
+    """For every sample another one with another subject, object and first token of its answer, drawn at random; -1 where
+    there is none."""
     draw = np.random.default_rng(seed)
-    token = seen.token.cpu().numpy()
+    token = seen.first.cpu().numpy()
     found = []
     for i, prompt in enumerate(seen.prompts):
         other = [
@@ -112,6 +114,7 @@ def edit(
     if not layers or not ranks:
         raise RelationError("a causal edit needs at least one layer and one rank")
     twins = [spectrum_svd(operators.svd(layer)[1], seed=seed) for layer in layers]
+    token = seen.first
     unembedding = model.hf.get_output_embeddings().weight
     right = np.zeros((len(layers), 2 * len(ranks) + 2, len(seen)), dtype=bool)
     for i, prompt in enumerate(seen.prompts):
@@ -119,7 +122,7 @@ def edit(
         if j < 0:
             continue
         s, delta = seen.s[i], seen.z[j] - seen.z[i]
-        direction = unembedding[seen.token[j]].to(s)
+        direction = unembedding[token[j]].to(s)
         rows = []
         for number, layer in enumerate(layers):
             here = s[layer]
@@ -128,7 +131,7 @@ def edit(
             random = here + invert(twins[number], delta, ranks=ranks)
             rows.append(torch.cat([moved, random, seen.s[j, layer][None], steered[None]]))
         said = edited_tokens(model, prompt, layers, torch.stack(rows))
-        right[:, :, i] = (said == seen.token[j]).cpu().numpy()
+        right[:, :, i] = (said == token[j]).cpu().numpy()
         progress("causality", i + 1, len(seen))
     r = len(ranks)
     return Edited(

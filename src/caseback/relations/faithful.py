@@ -1,7 +1,8 @@
 """Does the operator say what the model says? Faithfulness, and the controls it has to beat.
 
-Strict: the operator's likeliest token is the model's. Prefix: it begins the object, as the published score counts; a
-token of one letter then begins many objects, so both are given. Every control is allowed what the operator is: its best
+Strict: the operator's answer is the model's. Prefix: it is right by the data, as the published score counts: of tokens, it
+begins the object (a token of one letter begins many objects, so both are given); of whole objects, it is the object, which
+is the same as strict for samples the model knows. Every control is allowed what the operator is: its best
 layer, chosen on the same samples.
 
 - identity: the subject's state itself, decoded (a logit lens)
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,8 +27,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from caseback.model.model import Model
-from caseback.relations.observe import Observed, begins
-from caseback.relations.operator import Operators, decode, spectrum_twin
+from caseback.relations.observe import Observed
+from caseback.relations.operator import Operators, spectrum_twin
 
 __all__ = ["BETAS", "Answers", "answers", "ridge"]
 
@@ -35,7 +37,7 @@ BETAS = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The token each way of decoding gives each sample, at every layer."""
+    """The answer each way of decoding gives each sample, at every layer."""
 
     token: Int[np.ndarray, "sample"]
     """The model's."""
@@ -84,13 +86,14 @@ def answers(model: Model, operators: Operators, seen: Observed, *, betas: Sequen
 
     Cost: layers · (β + 4) · samples rows of the unembedding, 2·d·vocabulary flops each.
     """
+    decode = partial(seen.reading.decode, model)
     lre: list[Tensor] = []
     controls: dict[str, list[Tensor]] = {name: [] for name in ("identity", "translation", "ridge", "bias")}
     grid = torch.tensor(list(betas), device=seen.s.device, dtype=seen.s.dtype)[:, None, None]
     for layer in range(operators.n_layers):
         s = seen.s[:, layer]
         said = grid * (s @ operators.W[layer].T) + operators.b[layer]
-        lre.append(decode(model, said))
+        lre.append(decode(said))
         known = operators.s[:, layer]
         maps = {
             "identity": s,
@@ -99,7 +102,7 @@ def answers(model: Model, operators: Operators, seen: Observed, *, betas: Sequen
             "bias": operators.b[layer].expand(1, -1),
         }
         for name, value in maps.items():
-            controls[name].append(decode(model, value).expand(len(seen)))
+            controls[name].append(decode(value).expand(len(seen)))
     return Answers(
         token=seen.token.cpu().numpy(),
         lre=torch.stack(lre).cpu().numpy(),
@@ -124,8 +127,10 @@ def ridge(
 def cut_answers(
     model: Model, operators: Operators, seen: Observed, layer: int, beta: float, ranks: Sequence[int]
 ) -> Int[np.ndarray, "rank sample"]:
-    """Tokens of the operator cut to each rank."""
-    found = [decode(model, operators.apply(layer, seen.s[:, layer], beta=beta, rank=rank)) for rank in ranks]
+    """Answers of the operator cut to each rank."""
+    found = [
+        seen.reading.decode(model, operators.apply(layer, seen.s[:, layer], beta=beta, rank=rank)) for rank in ranks
+    ]
     return torch.stack(found).cpu().numpy()
 
 
@@ -133,12 +138,11 @@ def cut_answers(
 def random_answers(
     model: Model, operators: Operators, seen: Observed, layer: int, beta: float, *, seed: int
 ) -> Int[np.ndarray, "sample"]:
-    """Tokens of a random operator with W's singular values."""
+    """Answers of a random operator with W's singular values."""
     W = spectrum_twin(operators.W[layer], seed=seed)
-    return decode(model, beta * (seen.s[:, layer] @ W.T) + operators.b[layer]).cpu().numpy()
+    return seen.reading.decode(model, beta * (seen.s[:, layer] @ W.T) + operators.b[layer]).cpu().numpy()
 
 
-def prefix(model: Model, tokens: Int[np.ndarray, "sample"], seen: Observed) -> Bool[np.ndarray, "sample"]:
-    """Whether each token begins its sample's object."""
-    texts = [model.tokenizer.decode([int(token)]) for token in tokens]
-    return np.array([begins(text, prompt.object) for text, prompt in zip(texts, seen.prompts, strict=True)])
+def prefix(model: Model, answer: Int[np.ndarray, "sample"], seen: Observed) -> Bool[np.ndarray, "sample"]:
+    """Whether each answer is right by the data."""
+    return seen.reading.right(model, torch.from_numpy(answer), seen.prompts)

@@ -1,13 +1,17 @@
-"""What the model itself says: the subject's state at every layer, the final stream and the token it answers with.
+"""What the model itself says: the subject's state at every layer, the final stream and its answer.
+
+What an answer is, a reading says: any token of the vocabulary (`FirstToken`), or one of the relation's objects with all
+its tokens (`caseback.relations.whole`). Answers are numbers, token ids or places among the objects.
 
 Faithfulness compares an operator with the model, not with the data, so a sample counts only if the model knows it: its
-likeliest token, lower-cased and stripped, begins the object.
+likeliest token, lower-cased and stripped, begins the object, or the object it finds likeliest is the sample's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +25,85 @@ from caseback.relations.operator import decode
 from caseback.relations.prompt import SUBJECT, Prompt, ask, batch_of
 from caseback.relations.relation import Sample
 
-__all__ = ["Observed", "begins", "draw", "observe"]
+__all__ = ["FirstToken", "Observed", "Own", "Reading", "begins", "draw", "observe"]
+
+
+class Own(NamedTuple):
+    """What the model answers by itself."""
+
+    answer: Int[Tensor, "sample"]
+    z: Float[Tensor, "sample d"]
+    """The stream the answer is read from."""
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """What an answer is, and how a final stream gives one."""
+
+    @property
+    def chance(self) -> float | None:
+        """Share of right guesses where there is a list of answers to guess from."""
+
+    def decode(self, model: Model, z: Float[Tensor, "*rows d"]) -> Int[Tensor, "*rows"]:
+        """The answer each stream gives."""
+
+    def own(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        token: Int[Tensor, "sample"],
+        z: Float[Tensor, "sample d"],
+        progress: Progress = silent,
+    ) -> Own:
+        """The model's answers, given its likeliest token and the final stream at the end of each prompt."""
+
+    def first(self, answer: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+        """The first token of each answer."""
+
+    def texts(self, model: Model, answer: Int[Tensor, "sample"]) -> list[str]:
+        """Each answer as text."""
+
+    def right(
+        self, model: Model, answer: Int[Tensor, "sample"], prompts: Sequence[Prompt]
+    ) -> Bool[np.ndarray, "sample"]:
+        """Whether each answer is what the data says."""
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """An answer is one token, any of the vocabulary; right if it begins the object."""
+
+    @property
+    def chance(self) -> None:
+        return None
+
+    def decode(self, model: Model, z: Float[Tensor, "*rows d"]) -> Int[Tensor, "*rows"]:
+        return decode(model, z)
+
+    def own(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        token: Int[Tensor, "sample"],
+        z: Float[Tensor, "sample d"],
+        progress: Progress = silent,
+    ) -> Own:
+        return Own(token, z)
+
+    def first(self, answer: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+        return answer
+
+    def texts(self, model: Model, answer: Int[Tensor, "sample"]) -> list[str]:
+        return [model.tokenizer.decode([int(one)]) for one in answer]
+
+    def right(
+        self, model: Model, answer: Int[Tensor, "sample"], prompts: Sequence[Prompt]
+    ) -> Bool[np.ndarray, "sample"]:
+        texts = self.texts(model, answer)
+        return np.array([begins(text, prompt.object) for text, prompt in zip(texts, prompts, strict=True)])
+
+
+FIRST_TOKEN = FirstToken()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +114,17 @@ class Observed:
     s: Float[Tensor, "sample layer d"]
     """The stream at the subject's last token, entering each block."""
     z: Float[Tensor, "sample d"]
-    """The stream at the last token, entering the final norm."""
+    """The stream that the answer is read from, entering the final norm: at the prompt's last token, or the mean over the
+    places that predict the answer's tokens."""
     token: Int[Tensor, "sample"]
-    """The model's answer."""
+    """The model's answer: a token id, or whatever `reading` numbers."""
     known: Bool[np.ndarray, "sample"]
+    reading: Reading = FIRST_TOKEN
+
+    @property
+    def first(self) -> Int[Tensor, "sample"]:
+        """The first token of the model's answer."""
+        return self.reading.first(self.token)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -44,8 +133,8 @@ class Observed:
         index = [int(i) for i in rows]
         prompts = tuple(self.prompts[i] for i in index)
         where = torch.tensor(index, dtype=torch.long, device=self.s.device)
-        return Observed(
-            prompts=prompts, s=self.s[where], z=self.z[where], token=self.token[where], known=self.known[index]
+        return replace(
+            self, prompts=prompts, s=self.s[where], z=self.z[where], token=self.token[where], known=self.known[index]
         )
 
 
@@ -55,11 +144,12 @@ def observe(
     template: str,
     examples: Sequence[Sample] = (),
     *,
+    reading: Reading = FIRST_TOKEN,
     tokens: int = 1500,
     progress: Progress = silent,
 ) -> Observed:
-    """Ask the model every sample after the same examples. Raises FamilyError where the model's answer is not the norm and
-    unembedding of its final stream, for then no operator can be decoded."""
+    """Ask the model every sample after the same examples, `tokens` tokens at a time. Raises FamilyError where the model's
+    answer is not the norm and unembedding of its final stream, for then no operator can be decoded."""
     if not samples:
         raise RelationError("there are no samples to ask about")
     prompts = [ask(model, template, sample, examples) for sample in samples]
@@ -91,9 +181,15 @@ def observe(
             f"{model.family.name} does more between its final stream and its logits than a norm and an unembedding, so "
             "operators cannot be decoded"
         )
-    texts = [model.tokenizer.decode([int(one)]) for one in token]
-    known = np.array([begins(text, prompt.object) for text, prompt in zip(texts, prompts, strict=True)])
-    return Observed(prompts=tuple(prompts), s=torch.cat(states), z=z, token=token, known=known)
+    own = reading.own(model, prompts, token, z, progress)
+    return Observed(
+        prompts=tuple(prompts),
+        s=torch.cat(states),
+        z=own.z,
+        token=own.answer,
+        known=reading.right(model, own.answer, prompts),
+        reading=reading,
+    )
 
 
 def begins(text: str, object: str) -> bool:

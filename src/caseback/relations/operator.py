@@ -18,7 +18,7 @@ from caseback.core.progress import Progress, silent
 from caseback.model.end import end
 from caseback.model.model import Model
 from caseback.relations.jacobian import expand
-from caseback.relations.prompt import ask
+from caseback.relations.prompt import answered, ask
 from caseback.relations.relation import Sample
 
 __all__ = ["Operators", "Svd", "decode", "fit", "invert", "spectrum_svd", "spectrum_twin", "svd"]
@@ -99,10 +99,12 @@ def fit(
     template: str,
     *,
     shots: bool = True,
+    whole: bool = False,
     rows: int | None = None,
     progress: Progress = silent,
 ) -> Operators:
-    """Estimate a relation's operators from training samples; with `shots` each is asked after the others as examples.
+    """Estimate a relation's operators from training samples; with `shots` each is asked after the others as examples. With
+    `whole` its object is written behind it, and z is the mean over the places that predict the object's tokens.
 
     Cost: one forward and one backward of d rows a sample, for all layers (`caseback.relations.jacobian`).
     """
@@ -113,7 +115,8 @@ def fit(
     states, ends = [], []
     for i, sample in enumerate(samples):
         others = [one for j, one in enumerate(samples) if j != i] if shots else []
-        found = expand(model, ask(model, template, sample, others), rows=rows)
+        prompt = ask(model, template, sample, others)
+        found = expand(model, answered(model, prompt) if whole else prompt, rows=rows)
         W, b = W + found.J / n, b + found.b / n
         states.append(found.s)
         ends.append(found.z)

@@ -2,12 +2,13 @@
 
 A prompt is the few-shot examples, a line each ("template(subject) object"), then the template with the subject that is
 asked. The subject is found by the characters it was written to, never by searching for it: "cat" stands in "category".
+So are an object's tokens, where it is written behind the question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ from caseback.tasks.schema import encodable
 if TYPE_CHECKING:
     from caseback.relations.relation import Sample
 
-__all__ = ["Prompt", "ask", "batch_of", "first_token"]
+__all__ = ["Prompt", "answered", "ask", "batch_of", "first_token", "object_tokens"]
 
 SUBJECT = "subject"
 """Name of the span that holds the subject's last token."""
@@ -74,6 +75,28 @@ def batch_of(model: Model, prompts: Sequence[Prompt]) -> Batch:
     padded = Batch.pad([prompt.ids.tolist() for prompt in prompts])
     at = torch.tensor([[prompt.at, prompt.at + 1] for prompt in prompts])
     return Batch(padded.ids, padded.mask, {SUBJECT: at}).to(model.device)
+
+
+def object_tokens(model: Model, question: str, object: str) -> tuple[int, ...]:
+    """An object's tokens where it follows a question after a space; raises RelationError where they are not its own."""
+    if not encodable(object):
+        raise RelationError(f"the object {object!r} holds bytes that are no UTF-8; give it as text")
+    text = f"{question} {object}"
+    start = len(question) + 1
+    asked, ids, offsets = model.tokens(question), model.tokens(text), model.offsets(text)
+    own = [i for i, (_, end) in enumerate(offsets) if end > start]
+    if not own or text[offsets[own[0]][0] : start].strip() or ids[: own[0]] != asked[: own[0]] or len(asked) > own[0]:
+        raise RelationError(
+            f"the object {object!r} shares a token with what precedes it in {text[-60:]!r}; end the template with a whole word"
+        )
+    return tuple(ids[i] for i in own)
+
+
+def answered(model: Model, prompt: Prompt) -> Prompt:
+    """The prompt with its object written behind it but for the object's last token; its ends predict the object's tokens."""
+    tokens = object_tokens(model, prompt.text, prompt.object)
+    ids = torch.cat([prompt.ids, prompt.ids.new_tensor(tokens[:-1])])
+    return replace(prompt, text=f"{prompt.text} {prompt.object}", ids=ids, ends=tuple(range(-len(tokens), 0)))
 
 
 def first_token(model: Model, text: str) -> int:

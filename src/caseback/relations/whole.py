@@ -1,0 +1,168 @@
+"""Whole objects: an answer is one of the relation's objects, read from all its tokens.
+
+Many names begin with a piece that others share or that says little: " T" of " Tashkent". Here the object is written behind
+the question, and z is the mean of the final stream over the places that predict its tokens (Chanin et al. 2024, arXiv
+2311.08968, who aggregate an object so). One stream then stands for all of an object's tokens, in no order:
+
+    operator:  argmax_o  mean_t log p(t | z)          t: the tokens of o, p: the model's own end of z = β W s + b
+    model:     argmax_o  mean_t log p(t | prompt, the tokens of o before t)
+
+From one stream the mean log-probability and the mean logit choose alike, since the normaliser is the same for every
+object. Means, and not sums, so that an object of many tokens has the chance one of few has; the other way about, a mean
+favours long names whose end is sure once they are begun. That holds of the model and of the operator's aim alike.
+
+Cost: the model's answers take a row for every object of several tokens, at every sample, of as many tokens; the prompt
+is cached. The operator's take what a token's do, one row of the unembedding a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from caseback.core.errors import RelationError
+from caseback.core.progress import Progress, silent
+from caseback.model.batch import Batch
+from caseback.model.end import end
+from caseback.model.model import Model
+from caseback.model.prefix import Prefix
+from caseback.model.run import execute
+from caseback.relations.observe import Own
+from caseback.relations.prompt import Prompt, object_tokens
+
+__all__ = ["Whole"]
+
+CACHED = 4096
+"""Tokens, those of the cached prompt among them, that the rows of one batch have at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The relation's objects as answers, numbered by their place."""
+
+    objects: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    """Each object's tokens."""
+
+    @staticmethod
+    def of(model: Model, objects: Sequence[str], question: str) -> Whole:
+        """The distinct objects as they follow a question. Raises RelationError where they cannot be told apart."""
+        names = tuple(dict.fromkeys(objects))
+        if len(names) < 2:
+            raise RelationError("whole objects are told apart from each other, so there are at least two")
+        tokens = tuple(object_tokens(model, question, name) for name in names)
+        for i, one in enumerate(tokens):
+            if (j := tokens.index(one)) < i:
+                raise RelationError(
+                    f"the objects {names[j]!r} and {names[i]!r} are the same tokens in {model.name}; leave one out"
+                )
+        return Whole(objects=names, tokens=tokens)
+
+    @property
+    def chance(self) -> float:
+        return 1 / len(self.objects)
+
+    @property
+    def first_tokens(self) -> Whole:
+        """The same objects, each read from its first token; of those that share it the earliest is answered."""
+        return replace(self, tokens=tuple(one[:1] for one in self.tokens))
+
+    @torch.no_grad()
+    def decode(self, model: Model, z: Float[Tensor, "*rows d"], *, rows: int = 256) -> Int[Tensor, "*rows"]:
+        """The object whose tokens each stream finds likeliest, on the mean."""
+        flat = z.reshape(-1, z.shape[-1]).to(model.hf.dtype)
+        best = [self._means(end(model, part)).argmax(dim=-1) for part in flat.split(rows)]
+        return torch.cat(best).view(z.shape[:-1])
+
+    def _means(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row object"]:
+        """Mean over each object's tokens."""
+        sizes = torch.tensor([len(one) for one in self.tokens])
+        columns = torch.tensor([token for one in self.tokens for token in one])
+        owner = torch.arange(len(sizes)).repeat_interleave(sizes)
+        found = logits[:, columns.to(logits.device)].float()
+        sums = found.new_zeros((len(found), len(sizes))).index_add_(1, owner.to(logits.device), found)
+        return sums / sizes.to(sums)
+
+    @torch.no_grad()
+    def own(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        token: Int[Tensor, "sample"],
+        z: Float[Tensor, "sample d"],
+        progress: Progress = silent,
+    ) -> Own:
+        """The model's answers, and the mean stream over the places that predict their tokens. Raises RelationError where
+        an object is cut otherwise behind another prompt."""
+        places = {name: i for i, name in enumerate(self.objects)}
+        answers, streams = [], []
+        for i, prompt in enumerate(prompts):
+            if object_tokens(model, prompt.text, prompt.object) != self.tokens[places[prompt.object]]:
+                raise RelationError(
+                    f"the object {prompt.object!r} has other tokens behind {prompt.text[-60:]!r} than behind the first "
+                    "prompt; end the template with a whole word"
+                )
+            score, mean = self._forced(model, prompt, z[i])
+            answers.append(score.argmax())
+            streams.append(mean[answers[-1]])
+            progress("objects", i + 1, len(prompts))
+        return Own(torch.stack(answers), torch.stack(streams))
+
+    def _forced(
+        self, model: Model, prompt: Prompt, z: Float[Tensor, "d"]
+    ) -> tuple[Float[Tensor, "object"], Float[Tensor, "object d"]]:
+        """(mean log-probability of each object written behind the prompt, mean stream over the places that predict it)."""
+        log_p = end(model, z[None]).float().log_softmax(dim=-1)[0]
+        sums = log_p[[one[0] for one in self.tokens]]
+        streams = z.repeat(len(self.tokens), 1)
+        sizes = torch.tensor([len(one) for one in self.tokens], device=z.device)
+        prefix: Prefix | None = None
+        for size in sorted({len(one) for one in self.tokens} - {1}):
+            here = [i for i, one in enumerate(self.tokens) if len(one) == size]
+            tokens = torch.tensor([self.tokens[i] for i in here], device=z.device)
+            if prefix is None:
+                prefix = Prefix.of(model, torch.cat([prompt.ids.to(z.device), tokens[0, :1]]), len(prompt.ids))
+            for part in torch.arange(len(here)).split(max(1, CACHED // (len(prompt.ids) + size))):
+                found = _behind(model, prefix, tokens[part, :-1])
+                told = torch.stack([end(model, one).float().log_softmax(dim=-1) for one in found.unbind(dim=1)], dim=1)
+                rows = torch.tensor(here, device=z.device)[part]
+                sums[rows] += told.gather(2, tokens[part, 1:, None])[..., 0].sum(dim=1)
+                streams[rows] += found.sum(dim=1)
+        return sums / sizes, streams / sizes[:, None]
+
+    def first(self, answer: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+        """The first token of each object."""
+        return torch.tensor([one[0] for one in self.tokens], device=answer.device)[answer]
+
+    def texts(self, model: Model, answer: Int[Tensor, "sample"]) -> list[str]:
+        """The objects."""
+        return [self.objects[int(i)] for i in answer]
+
+    def right(
+        self, model: Model, answer: Int[Tensor, "sample"], prompts: Sequence[Prompt]
+    ) -> Bool[np.ndarray, "sample"]:
+        """Whether each answer is the sample's object."""
+        texts = self.texts(model, answer)
+        return np.array([text == prompt.object for text, prompt in zip(texts, prompts, strict=True)])
+
+
+def _behind(model: Model, prefix: Prefix, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d"]:
+    """The final stream at tokens written behind a prompt; the prefix's last token is not part of the prompt."""
+    prompt = prefix.ids[:-1]
+    whole = torch.cat([prompt.expand(len(tokens), -1), tokens], dim=1)
+    rest = whole[:, prefix.length :]
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value)
+        return value
+
+    given = replace(prefix, ids=whole[0]).past(len(tokens))
+    batch = Batch(rest, torch.ones_like(rest, dtype=torch.bool))
+    execute(model, batch, {("resid_final", None): keep}, stop=model.n_layers, given=given)
+    return kept[0][:, -tokens.shape[1] :]
