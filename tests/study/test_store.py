@@ -254,7 +254,7 @@ def test_a_read_only_study_is_a_sentence(study, monkeypatch):
         raise OSError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "mkdir", no_folder)
-    with pytest.raises(StudyError, match="cannot be written to .Permission denied"):
+    with pytest.raises(StudyError, match="cannot be made .Permission denied"):
         Study(study.path / "sub").run(toy.spec())
 
 

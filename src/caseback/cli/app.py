@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from caseback.core.errors import CasebackError, LoadError
+from caseback.core.errors import CasebackError
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -116,8 +116,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     try:
         typer.main.get_command(app).main(arguments, prog_name="caseback")
-    except LoadError as error:
-        _leave(str(error).replace("load() without a name", "the default model"))  # rooms speak to Python; here is none
     except CasebackError as error:
         _leave(str(error))
     except BrokenPipeError:

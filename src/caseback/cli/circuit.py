@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Seed, StudyTask
 from caseback.cli.progress import progress
-from caseback.core.errors import StudyError
 
 if TYPE_CHECKING:
     from caseback.study import Record
@@ -23,18 +22,13 @@ KEYS = (
 
 
 def circuit(
-    task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task (`caseback task list`) or a file of pairs.")],
-    model: Annotated[
-        str | None, typer.Option(help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
-    ] = None,
+    task: StudyTask,
+    model: ModelName = None,
     n: Annotated[
         int | None, typer.Option("--n", min=4, help="Pairs, both splits together (default: 100, or all of a file).")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    out: Out = None,
+    as_json: Json = False,
     schema: Annotated[
         str | None, typer.Option(metavar="FILE|none|tokens", help="Other spans than the task's own.")
     ] = None,
@@ -50,13 +44,13 @@ def circuit(
     sign: Annotated[str, typer.Option(help="What is best: absolute, positive or negative scores.")] = "absolute",
     points: Annotated[int, typer.Option(help="Sizes on the curve.")] = 12,
     target: Annotated[float, typer.Option(help="Faithfulness that names the chosen size.")] = 0.8,
-    seed: Annotated[int, typer.Option(help="Of the task's generator, the shuffles and the bootstrap.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
-    force: Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")] = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    force: Force = False,
 ) -> None:
     """Find the circuit behind a task: which parts, at which positions, answer the prompt, and how sure that is."""
-    from caseback.tasks.files import is_file, read_task
+    from caseback.tasks.files import is_file, look
 
     for name, value, choices in (
         ("--reference", reference, ("counterfactual", "mean", "zero")),
@@ -67,8 +61,7 @@ def circuit(
     ):
         if value not in choices:
             raise typer.BadParameter(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-    if is_file(task) and not Path(task).exists():
-        read_task(task)  # says so at once, before transformers is imported and a model loaded
+    look(task)  # before transformers is imported and a model loaded
     from caseback.circuits.discover import DiscoverConfig
     from caseback.circuits.parts import require
     from caseback.study import Study
@@ -100,13 +93,7 @@ def circuit(
         require(loaded)  # before its tokenizer is asked for anything
         question = config.read_task(loaded)
         spec = circuit_spec(config, loaded, question, passed=passed)
-        study = Study(out)
-        try:
-            study.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            why = f"{study.path} cannot be made ({error.strerror})"
-            raise StudyError(f"the study folder {why}; choose another with --out DIR or CASEBACK_STUDY") from error
-        record = study.run(spec, progress=tick, force=force, have={"model": loaded, "task": question})
+        record = Study(out).run(spec, progress=tick, force=force, have={"model": loaded, "task": question})
     if as_json:
         table = record.table
         typer.echo(json.dumps({key: table[key] for key in KEYS}))

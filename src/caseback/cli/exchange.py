@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from caseback.cli.options import Json
 from caseback.cli.progress import progress
 from caseback.core.errors import CircuitError, StudyError
 
@@ -29,7 +30,6 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Circuits in the JSON of EAP-IG and MIB: write one, read and measure one.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 SHOWN = 10
 """Strongest edges printed."""

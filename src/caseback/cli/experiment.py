@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Seed, StudyTask
 from caseback.cli.progress import progress
 from caseback.cli.say import say
 
@@ -30,29 +30,16 @@ class Reference(StrEnum):
     ZERO = "zero"
 
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task (`caseback task list`) or a file of pairs.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
-]
 Number = Annotated[
     int | None, typer.Option("--n", min=4, help="Pairs, both splits together (default: 100, or all of a file).")
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Carries = Annotated[Reference, typer.Option("--reference", help="What a removed edge carries.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Gradient points: 1 is EAP, more is EAP-IG (inputs).")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the task's generator and of what is drawn.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
-Force = Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")]
 
 
 @app.command("positions")
 def positions(
-    task: TaskName,
+    task: StudyTask,
     model: ModelName = None,
     n: Number = None,
     steps: Steps = 1,
@@ -72,7 +59,7 @@ def positions(
 
 @app.command("schemas")
 def schemas(
-    task: TaskName,
+    task: StudyTask,
     proposed: Annotated[
         str | None, typer.Option(metavar="FILE", help="A schema file of `caseback schema propose`, as a further curve.")
     ] = None,
@@ -97,7 +84,7 @@ def schemas(
 
 @app.command("patching")
 def patching(
-    task: TaskName,
+    task: StudyTask,
     top: Annotated[int, typer.Option(min=1, help="Best edges that are patched.")] = 200,
     random: Annotated[int, typer.Option(min=0, help="Edges drawn evenly from the rest of the graph.")] = 300,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs that are scored and patched.")] = 8,

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["heat_lines"]
+__all__ = ["heat_lines", "number", "safe"]
 
 FORMATS = {"count": "{:,.0f}", "percent": "{:.0%}", "number": "{:.3g}", "signed": "{:+.2g}"}
 WIDEST = 14
@@ -40,7 +40,7 @@ def heat_lines(heat: Mapping[str, Any], width: int) -> list[str]:
         [
             _fit(label, WIDEST),
             *(
-                _fit(texts[i][j], WIDEST) if texts is not None else _number(row[j], heat["format"])
+                _fit(texts[i][j], WIDEST) if texts is not None else number(row[j], FORMATS[heat["format"]])
                 for i, row in enumerate(heat["values"])
             ),
         ]
@@ -55,7 +55,7 @@ def heat_lines(heat: Mapping[str, Any], width: int) -> list[str]:
         rest = len(shown) - first - last
         said = f"({rest} of {len(shown)} columns are left out; a wider terminal, the page and --json have them)"
         lines += textwrap.wrap(said, max(width, 20))
-    return lines + textwrap.wrap(_safe(heat.get("note") or ""), max(width, 20))
+    return lines + textwrap.wrap(safe(heat.get("note") or ""), max(width, 20))
 
 
 def _kept(widths: Sequence[int], room: int) -> tuple[int, int]:
@@ -73,11 +73,12 @@ def _kept(widths: Sequence[int], room: int) -> tuple[int, int]:
     return first, last
 
 
-def _number(value: float | None, kind: str) -> str:
+def number(value: float | int | None, template: str) -> str:
+    """A number as a template writes it; a dash where there is none, and no sign before a rounded zero."""
     if value is None:
         return "–"
-    text = FORMATS[kind].format(value)
-    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")  # no "-0"
+    text = template.format(value)
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
 def _aligned(cells: Sequence[str], *, left: bool) -> list[str]:
@@ -86,13 +87,14 @@ def _aligned(cells: Sequence[str], *, left: bool) -> list[str]:
     return [cell + gap if left else gap + cell for cell, gap in zip(cells, gaps, strict=True)]
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """Text without what a terminal would act on."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _fit(text: str, most: int) -> str:
     """Text without what a terminal would act on, cut to `most` terminal cells; nothing but spaces is marked."""
-    text = "␣" * len(text) if text.isspace() and text.isprintable() else _safe(text)
+    text = "␣" * len(text) if text.isspace() and text.isprintable() else safe(text)
     if _cells(text) <= most:
         return text
     while _cells(text) > most - 1:

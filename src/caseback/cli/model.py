@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caseback.cli.options import Json
 from caseback.core.errors import FamilyError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ Name = Annotated[
     ),
 ]
 Option = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The same, as other commands take it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("check")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Prompt, Seed, StudyTask, Twin
 from caseback.cli.progress import progress
 from caseback.cli.say import say
 
@@ -17,22 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attribute", "attribute_input", "dla", "heads", "lens", "patch"]
 
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="Raw text, as the model gets it.")]
-TaskName = Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task (`caseback task list`) or a file of pairs.")]
 Number = Annotated[int | None, typer.Option("--n", min=2, help="Pairs (default: 40, or all of a file).")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
-]
-Twin = Annotated[bool, typer.Option("--twin", help="The control: the same model with random weights.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of all that is drawn.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 class Direction(StrEnum):
@@ -80,7 +66,7 @@ def lens(
 
 
 def patch(
-    task: TaskName,
+    task: StudyTask,
     site: Annotated[Site, typer.Option(help="What is patched; z, q, k, v and pattern head by head.")] = Site.RESID_PRE,
     direction: Annotated[
         Direction, typer.Option(help="denoise: is it enough? noise: is it needed?")
@@ -104,7 +90,7 @@ def patch(
 
 
 def dla(
-    task: TaskName,
+    task: StudyTask,
     neurons: Annotated[int | None, typer.Option(min=0, help="A layer whose MLP is split into neurons.")] = None,
     n: Number = None,
     model: ModelName = None,
@@ -198,10 +184,9 @@ def attribute_input(
 
 
 def _pairs(task: str, n: int | None) -> int | None:
-    from caseback.tasks.files import is_file, read_task
+    from caseback.tasks.files import is_file, look
 
-    if is_file(task) and not Path(task).is_file():
-        read_task(task)  # says what there is, before a model is loaded
+    look(task)  # before a model is loaded
     return n if n is not None or is_file(task) else 40
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Seed, Twin
 from caseback.cli.progress import progress
 from caseback.cli.say import say
 from caseback.core.errors import RelationError
@@ -33,15 +33,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Relations as linear maps: `caseback relation NAME|FILE`, `caseback relation list`.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Hub id, folder or .gguf file (default: the bundled SmolLM2-135M).")
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
-]
 
 
 @app.command("list")
@@ -97,12 +88,12 @@ def judge(
     layers: Annotated[str, typer.Option(help="Layers that are edited: even or all (all are decoded).")] = "even",
     pairs: Annotated[int, typer.Option(min=2, help="Known samples at most that are edited.")] = 24,
     splits: Annotated[int, typer.Option(min=1, help="Draws of training samples.")] = 1,
-    twin: Annotated[bool, typer.Option("--twin", help="The control: the same model with random weights.")] = False,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
     out: Out = None,
-    force: Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Estimate a relation's linear map, and judge it: faithfulness and causality, held out, beside their controls."""
@@ -154,11 +145,11 @@ def judge(
 def cross(
     relations: Annotated[list[str], typer.Argument(metavar="NAME|FILE…", help="At least two relations.")],
     model: ModelName = None,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
     out: Out = None,
-    force: Annotated[bool, typer.Option("--force", help="Begin a new run even if the same one is finished.")] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Apply each relation's operator to the subjects of every other; relations not yet judged are judged first."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caseback.cli.options import Json
 from caseback.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ StudyFolder = Annotated[
     typer.Option("--study", metavar="DIR", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
 ]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, the beginning of one, its folder, or 'latest'.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def runs(

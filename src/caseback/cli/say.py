@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from caseback.cli.heat import heat_lines
+from caseback.cli.heat import heat_lines, number, safe
 
 if TYPE_CHECKING:
     from caseback.study import Record
@@ -22,12 +22,12 @@ def say(record: Record) -> None:
     """The claim, the tables, and where the page is."""
     view, table = record.stage("view").data, record.table
     asked = f": {table['n']} pairs, {table['kept']} answered right" if "kept" in table else ""
-    typer.echo(f"{_safe(table['task'])} on {_safe(table['model'])}{asked}\n")
-    typer.echo(_safe(view["claim"]))
+    typer.echo(f"{safe(table['task'])} on {safe(table['model'])}{asked}\n")
+    typer.echo(safe(view["claim"]))
     for section in view["sections"]:
         shown = [*_heats(section), *(lines(section["table"]) if section.get("table") else [])]
         if shown:
-            typer.echo(f"\n{_safe(section['title'])}")
+            typer.echo(f"\n{safe(section['title'])}")
         for line in shown:
             typer.echo(f"  {line}")
     typer.echo(f"\n{table['seconds']:.0f} s, {table['peak_memory_mb']:,.0f} MB")
@@ -53,20 +53,9 @@ def lines(table: Mapping[str, Any]) -> list[str]:
 def cell(content: Any, kind: str) -> str:
     """A number of its kind, its interval behind it; text without what a terminal would act on."""
     if kind == "text":
-        return _safe(content)
-    value, *ends = [_number(part, kind) for part in (content if isinstance(content, list) else [content])]
+        return safe(content)
+    value, *ends = [number(part, FORMATS[kind]) for part in (content if isinstance(content, list) else [content])]
     return f"{value} [{', '.join(ends)}]" if ends else value
-
-
-def _number(value: float | int | None, kind: str) -> str:
-    if value is None:
-        return "–"
-    text = FORMATS[kind].format(value)
-    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")  # no "-0.0%"
-
-
-def _safe(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _heats(section: Mapping[str, Any]) -> list[str]:
@@ -74,5 +63,5 @@ def _heats(section: Mapping[str, Any]) -> list[str]:
     maps = [section["heat"]] if section.get("heat") else section.get("heats") or []
     shown: list[str] = []
     for one in maps:
-        shown += ([_safe(one["name"])] if one.get("name") else []) + [*heat_lines(one, WIDTH), ""]
+        shown += ([safe(one["name"])] if one.get("name") else []) + [*heat_lines(one, WIDTH), ""]
     return shown

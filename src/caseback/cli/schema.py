@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caseback.cli.options import Json, TaskName
 from caseback.cli.progress import progress
 from caseback.core.errors import SchemaError
 
@@ -26,7 +27,6 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Schemas: induce, propose and apply the spans of a task.")
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task's name, or a .jsonl or .csv file.")]
 ModelName = Annotated[
     str | None,
     typer.Option("--model", metavar="MODEL", help="Whose tokens count: hub repository, folder or .gguf file."),
@@ -34,7 +34,6 @@ ModelName = Annotated[
 Number = Annotated[int | None, typer.Option("--n", min=1, help="Pairs: 200 of a task, all of a file.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the generator; a file has none.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Write the schema to this file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Salient = Annotated[
     bool, typer.Option("--salient", help="Also go by which tokens weigh most for the answer (runs the model).")
 ]

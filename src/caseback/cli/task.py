@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caseback.cli.options import Json, ModelName, TaskName
 from caseback.cli.progress import progress
 from caseback.core.errors import TaskError
 
@@ -19,18 +20,10 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Tasks: list them, check them on a model, export and import them.")
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task's name, or a .jsonl or .csv file.")]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", help="Hub repository, folder or .gguf file; without it the default model."
-    ),
-]
 Number = Annotated[
     int | None, typer.Option("--n", min=1, help="Pairs: 200 of a task, all of a file, if not said otherwise.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the generator; a file has none.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Second = Annotated[
     Path | None, typer.Option("--counterfactual", help="For a CSV: the second file, with the counterfactual prompts.")
 ]
@@ -87,10 +80,9 @@ def check_task(
 ) -> None:
     """Ask a model every pair: its accuracy, how many pairs are left to study, and why the others are not."""
     from caseback.model.load import load
-    from caseback.tasks.files import is_file, read_task
+    from caseback.tasks.files import look, read_task
 
-    if is_file(task) and not Path(task).exists():
-        read_task(task)  # says so at once, before a model is loaded
+    look(task)  # before a model is loaded
     with progress() as tick:
         loaded = load(model, progress=tick)
         asked = read_task(task, model=loaded, n=n, seed=seed, counterfactual=counterfactual, allow_empty=allow_empty)

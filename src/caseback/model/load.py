@@ -170,7 +170,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             raise LoadError(
                 f"there is no folder {name} here, and the hub cannot be reached (or HF_HUB_OFFLINE is set) while "
                 f"{'revision ' + repr(revision) + ' of ' if revision else ''}{name} is not in its local cache; "
-                f"load() without a name needs no hub"
+                f"the default model needs no hub"
             ) from error
 
     with weights.refusing(f"{name} could not be fetched from the hub"):

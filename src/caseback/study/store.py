@@ -351,6 +351,11 @@ class Study:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if not self.path.is_dir():
+                raise StudyError(
+                    f"the study folder {self.path} cannot be made ({error.strerror}); "
+                    "choose another with --study DIR or CASEBACK_STUDY"
+                ) from error
             raise cannot_write(folder, error) from error
 
 

@@ -31,7 +31,7 @@ from caseback.tasks.pair import Pair, Split
 from caseback.tasks.schema import Schema, Span, apply_pieces, encodable, kind_of
 from caseback.tasks.task import Task
 
-__all__ = ["CSV", "JSONL", "is_file", "needs_model", "read_task", "write_task", "write_text"]
+__all__ = ["CSV", "JSONL", "is_file", "look", "needs_model", "read_task", "write_task", "write_text"]
 
 JSONL = (".jsonl", ".ndjson", ".json")
 CSV = (".csv",)
@@ -52,6 +52,22 @@ _HEADER_FIELDS = (
 def is_file(task: str | os.PathLike[str]) -> bool:
     """Whether this names a file and not a task of the library."""
     return not (isinstance(task, str) and task in library.names())
+
+
+def look(task: str | os.PathLike[str]) -> None:
+    """Raise TaskError where a task is neither in the library nor a file that could be one; nothing is read."""
+    path = Path(task)
+    if not is_file(task):
+        return
+    if not path.exists():
+        raise TaskError(
+            f"there is neither a task nor a file {str(path)!r}; tasks are {', '.join(library.names())}, "
+            "and a file ends in .jsonl or .csv"
+        )
+    if path.is_dir():
+        raise TaskError(f"{path} is a folder; give the task file in it")
+    if path.suffix.lower() not in (*JSONL, *CSV):
+        raise TaskError(f"{path} is neither a .jsonl nor a .csv file; rename it to what it holds")
 
 
 def needs_model(path: str | os.PathLike[str]) -> bool:
@@ -80,17 +96,9 @@ def read_task(
     """
     if not is_file(task):
         return library.get(str(task), n=200 if n is None else n, seed=seed, model=model)
+    look(task)
     path = Path(task)
     suffix = path.suffix.lower()
-    if not path.exists():
-        raise TaskError(
-            f"there is neither a task nor a file {str(path)!r}; tasks are {', '.join(library.names())}, "
-            "and a file ends in .jsonl or .csv"
-        )
-    if path.is_dir():
-        raise TaskError(f"{path} is a folder; give the task file in it")
-    if suffix not in (*JSONL, *CSV):
-        raise TaskError(f"{path} is neither a .jsonl nor a .csv file; rename it to what it holds")
     with _named(path):
         if suffix in CSV:
             if model is None:
