@@ -135,17 +135,16 @@ def test_the_number_of_rows_at_once_changes_nothing(name: str, rows: int) -> Non
         assert close(found=other, expected=one, tolerance=1e-10 if name in DOUBLE else 1e-5)
 
 
-def test_rows_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_follow_what_the_machine_has_and_not_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
     assert rows_at_once(model, 10, 2) == 192
-    told = [2**20, 2**22, 2**24]
+    weights = sum(4 * parameter.numel() for parameter in model.hf.parameters())
     found = []
-    for free in told:
-        monkeypatch.setattr("caseback.relations.jacobian._free", lambda device, free=free: free)
+    for memory in (0, weights, weights + 2**20, weights + 2**21, weights + 2**22, weights + 2**26):
+        monkeypatch.setattr("caseback.relations.jacobian._memory", lambda device, memory=memory: memory)
         found.append(rows_at_once(model, 10, 2))
-    assert found == sorted(found) and 1 <= found[0] < found[-1] <= 192
-    monkeypatch.setattr("caseback.relations.jacobian._free", lambda device: 0)
-    assert rows_at_once(model, 10, 2) == 1
+    assert found == sorted(found) and found[0] == found[1] == 1 and 1 < found[3] < 192 == found[-1]
+    assert {192 // rows & (192 // rows - 1) for rows in found[2:]} == {0}  # halved, some number of times
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["free_bytes"]
+__all__ = ["free_bytes", "total_bytes"]
 
 
 def free_bytes() -> int:
@@ -21,3 +21,12 @@ def free_bytes() -> int:
     except (OSError, ValueError):  # no group, or one without a limit ("max")
         return free
     return min(free, max(0, limit - used))
+
+
+def total_bytes() -> int:
+    """Memory of the machine in bytes, or what its control group may take if that is less: the same at every call."""
+    whole = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no group, or one without a limit ("max")
+        return whole

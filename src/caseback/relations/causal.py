@@ -110,10 +110,10 @@ def edit(
 
     Cost: layers · (2 ranks + 2) rows of the tokens from the subject on, a sample; one decomposition a layer.
     """
-    ranks = [rank for rank in ranks if rank <= model.d_model]
+    ranks = [rank for rank in ranks if rank <= operators.rank]
     if not layers or not ranks:
         raise RelationError("a causal edit needs at least one layer and one rank")
-    twins = [spectrum_svd(operators.svd(layer)[1], seed=seed) for layer in layers]
+    twins = [spectrum_svd(operators.svd(layer)[1], model.d_model, seed=seed) for layer in layers]
     token = seen.first
     unembedding = model.hf.get_output_embeddings().weight
     right = np.zeros((len(layers), 2 * len(ranks) + 2, len(seen)), dtype=bool)

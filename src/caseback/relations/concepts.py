@@ -120,7 +120,7 @@ def classify(
     seen, halves, dropped = _halved(seen, seed)
     s = seen.s[:, layer]
     lower = svd(W)
-    twin = spectrum_svd(lower[1], seed=seed)
+    twin = spectrum_svd(lower[1], len(W), seed=seed)
     ranks = [rank for rank in ranks if rank <= model.d_model]
     draw = torch.Generator().manual_seed(seed)
     names = ("concepts", "centroid", "twin", "random", "majority")

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from caseback.model.model import Model
 from caseback.relations.observe import Observed
-from caseback.relations.operator import Operators, spectrum_twin
+from caseback.relations.operator import Operators, spectrum_svd, through
 
 __all__ = ["BETAS", "Answers", "answers", "ridge"]
 
@@ -92,7 +92,7 @@ def answers(model: Model, operators: Operators, seen: Observed, *, betas: Sequen
     grid = torch.tensor(list(betas), device=seen.s.device, dtype=seen.s.dtype)[:, None, None]
     for layer in range(operators.n_layers):
         s = seen.s[:, layer]
-        said = grid * (s @ operators.W[layer].T) + operators.b[layer]
+        said = grid * operators.linear(layer, s) + operators.b[layer]
         lre.append(decode(said))
         known = operators.s[:, layer]
         maps = {
@@ -139,8 +139,9 @@ def random_answers(
     model: Model, operators: Operators, seen: Observed, layer: int, beta: float, *, seed: int
 ) -> Int[np.ndarray, "sample"]:
     """Answers of a random operator with W's singular values."""
-    W = spectrum_twin(operators.W[layer], seed=seed)
-    return seen.reading.decode(model, beta * (seen.s[:, layer] @ W.T) + operators.b[layer]).cpu().numpy()
+    twin = spectrum_svd(operators.svd(layer)[1], model.d_model, seed=seed)
+    z = beta * through(twin, seen.s[:, layer]) + operators.b[layer]
+    return seen.reading.decode(model, z).cpu().numpy()
 
 
 def prefix(model: Model, answer: Int[np.ndarray, "sample"], seen: Observed) -> Bool[np.ndarray, "sample"]:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caseback.core.memory import free_bytes
+from caseback.core.memory import total_bytes
 from caseback.core.progress import Progress, silent
 from caseback.model.model import Model
 from caseback.model.prefix import Prefix
@@ -29,29 +29,49 @@ from caseback.relations.prompt import Prompt
 
 __all__ = ["Expansion", "expand", "rows_at_once"]
 
+MOST = 192
+"""Rows at once at most."""
+
 
 @dataclass(frozen=True)
 class Expansion:
     """The first-order expansion of z at one prompt, at every layer."""
 
-    J: Float[Tensor, "layer d d"]
-    """∂z/∂s_ℓ; row i is ∂z_i."""
+    J: Float[Tensor, "layer k d"]
+    """∂z/∂s_ℓ; row i is ∂z_i, or of the i-th cotangent where some were given."""
     s: Float[Tensor, "layer d"]
     z: Float[Tensor, "d"]
 
     @property
+    def Js(self) -> Float[Tensor, "layer k"]:
+        """J_ℓ s_ℓ: what the map alone says of the state it was taken at."""
+        return torch.einsum("lij,lj->li", self.J, self.s)
+
+    @property
     def b(self) -> Float[Tensor, "layer d"]:
-        """z − J_ℓ s_ℓ."""
-        return self.z - torch.einsum("lij,lj->li", self.J, self.s)
+        """z − J_ℓ s_ℓ, of a whole Jacobian."""
+        return self.z - self.Js
 
 
-def expand(model: Model, prompt: Prompt, *, rows: int | None = None, progress: Progress = silent) -> Expansion:
-    """Expand z at a prompt; `rows` cotangents at a time, chosen from the free memory if not said."""
-    prefix = Prefix.of(model, prompt.ids, prompt.at)
+def expand(
+    model: Model,
+    prompt: Prompt,
+    *,
+    along: Float[Tensor, "k d"] | None = None,
+    prefix: Prefix | None = None,
+    rows: int | None = None,
+    progress: Progress = silent,
+) -> Expansion:
+    """Expand z at a prompt: whole, or `along` k cotangents only. `rows` of them at a time, chosen from the machine's memory
+    if not said; `prefix` where the prompt's beginning has been run before."""
+    prefix = prefix or Prefix.of(model, prompt.ids, prompt.at)
     place, d = prompt.at - prefix.length, model.d_model
     rows = rows or rows_at_once(model, len(prompt.ids), len(prompt.ids) - prefix.length)
     keys: list[Key] = [*(("resid_pre", layer) for layer in range(model.n_layers)), ("resid_final", None)]
-    J = torch.empty((model.n_layers, d, d), dtype=model.hf.dtype, device=model.device)
+    each = torch.eye(d) if along is None else along
+    each = each.to(model.device, model.hf.dtype)
+    k = len(each)
+    J = each.new_empty((model.n_layers, k, d))
     s, z = J.new_empty((model.n_layers, d)), J.new_empty(d)
     kept: dict[Key, Tensor] = {}
     execute(
@@ -66,13 +86,12 @@ def expand(model: Model, prompt: Prompt, *, rows: int | None = None, progress: P
     end = torch.stack([kept[keys[-1]][0, i] for i in prompt.ends]).mean(dim=0)
     s[:] = torch.stack([stream[0, place].detach() for stream in streams])
     z[:] = end.detach()
-    each = torch.eye(d, dtype=end.dtype, device=end.device)
-    for start in range(0, d, rows):
+    for start in range(0, k, rows):
         found = torch.autograd.grad(end, streams, each[start : start + rows], is_grads_batched=True, retain_graph=True)
         for layer, gradient in enumerate(found):
             J[layer, start : start + rows] = gradient[:, 0, place]
         model.cost.backwards += len(found[0])
-        progress("jacobian", min(start + rows, d), d)
+        progress("jacobian", min(start + rows, k), k)
     return Expansion(J, s, z)
 
 
@@ -82,7 +101,12 @@ def _keep(kept: dict[Key, Tensor], key: Key, value: Tensor) -> Tensor:
 
 
 def rows_at_once(model: Model, width: int, rest: int) -> int:
-    """As many rows as fit into a quarter of the free memory, at most 192: more are no faster on a CPU."""
+    """192, halved until that many rows fit into an eighth of the memory that the weights leave; more are no faster on a
+    CPU.
+
+    Another number of rows is another order of rounding: so it follows what the machine has, not what happens to be free,
+    and a run that is taken up again goes on as it began.
+    """
     config = model.config
     hidden = int(getattr(config, "intermediate_size", None) or 4 * model.d_model)
     size = torch.finfo(model.hf.dtype).bits // 8
@@ -90,8 +114,12 @@ def rows_at_once(model: Model, width: int, rest: int) -> int:
     cache = 4 * width * model.n_kv_heads * model.d_head
     attention = 3 * model.n_heads * rest * width
     row = size * model.n_layers * (tokens + cache + attention)
-    return int(max(1, min(192, _free(model.device) // 4 // row)))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
+    room, rows = (_memory(model.device) - weights) // 8, MOST
+    while rows > 1 and rows * row > room:
+        rows //= 2
+    return rows
 
 
-def _free(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_bytes()
+def _memory(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else total_bytes()
