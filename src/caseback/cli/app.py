@@ -35,7 +35,7 @@ COMMANDS = {
     "lens": ("caseback.cli.reading:lens", "What every layer would say next."),
     "patch": ("caseback.cli.reading:patch", "Which layers and positions carry a task's answer."),
     "dla": ("caseback.cli.reading:dla", "Which heads and MLPs write a task's answer."),
-    "heads": ("caseback.cli.reading:heads", "Previous-token, duplicate, induction and copying heads."),
+    "heads": ("caseback.cli.heads:heads", "Previous-token, duplicate, induction and copying heads."),
     "attribute-input": ("caseback.cli.reading:attribute_input", "Which tokens of a prompt the answer comes from."),
     "schema": ("caseback.cli.schema:app", "Schemas: induce, propose and apply the spans of a task."),
     "model": ("caseback.cli.model:app", "Models: sites, families, and the identities that must hold."),

@@ -1,22 +1,18 @@
-"""`caseback lens`, `patch`, `dla`, `heads`, `attribute` and `attribute-input`: ways of reading, each a run with a page."""
+"""`caseback lens`, `patch`, `dla`, `attribute` and `attribute-input`: ways of reading, each a run with a page."""
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from caseback.cli.looking import carry_out
 from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Prompt, Seed, StudyTask, Twin
 from caseback.cli.progress import progress
-from caseback.cli.say import say
 
-if TYPE_CHECKING:
-    from caseback.study.finding import Looking
-
-__all__ = ["attribute", "attribute_input", "dla", "heads", "lens", "patch"]
+__all__ = ["attribute", "attribute_input", "dla", "lens", "patch"]
 
 Number = Annotated[int | None, typer.Option("--n", min=2, help="Pairs (default: 40, or all of a file).")]
 
@@ -62,7 +58,7 @@ def lens(
     from caseback.study.readings import LENS
 
     own = {"prompt": prompt, "site": site, "answers": tuple(answer or ()), "tuned": str(tuned) if tuned else None}
-    _run(LENS, locals(), own)
+    carry_out(LENS, locals(), own)
 
 
 def patch(
@@ -86,7 +82,7 @@ def patch(
     from caseback.study.readings import PATCH
 
     own = {"task": task, "n": _pairs(task, n), "site": site.value}
-    _run(PATCH, locals(), own | {"direction": direction.value, "source": source.value})
+    carry_out(PATCH, locals(), own | {"direction": direction.value, "source": source.value})
 
 
 def dla(
@@ -105,25 +101,7 @@ def dla(
     """Split the answer's logit over embedding, heads and MLPs: direct logit attribution."""
     from caseback.study.readings import DLA
 
-    _run(DLA, locals(), {"task": task, "n": _pairs(task, n), "neurons": neurons})
-
-
-def heads(
-    sequences: Annotated[int, typer.Option(min=2, help="Random sequences.")] = 16,
-    length: Annotated[int, typer.Option(min=4, help="Tokens of each, said twice.")] = 24,
-    model: ModelName = None,
-    twin: Twin = False,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    out: Out = None,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Previous-token, duplicate-token and induction heads, and heads that copy."""
-    from caseback.study.readings import HEADS
-
-    _run(HEADS, locals(), {"sequences": sequences, "length": length})
+    carry_out(DLA, locals(), {"task": task, "n": _pairs(task, n), "neurons": neurons})
 
 
 def attribute(
@@ -160,7 +138,7 @@ def attribute(
         chosen = split.data["chosen"]
         operator = (split.arrays["W"], split.arrays["b"], chosen["layer"], chosen["beta"])
     own["judged"] = first.id
-    _run(ATTRIBUTE, locals(), own, have={"model": loaded, "operator": operator})
+    carry_out(ATTRIBUTE, locals(), own, have={"model": loaded, "operator": operator})
 
 
 def attribute_input(
@@ -180,7 +158,7 @@ def attribute_input(
     """Which tokens of a prompt the answer comes from: gradients, integrated gradients, occlusion."""
     from caseback.study.readings import INPUT
 
-    _run(INPUT, locals(), {"prompt": prompt, "answer": answer, "foil": foil, "steps": steps})
+    carry_out(INPUT, locals(), {"prompt": prompt, "answer": answer, "foil": foil, "steps": steps})
 
 
 def _pairs(task: str, n: int | None) -> int | None:
@@ -188,20 +166,3 @@ def _pairs(task: str, n: int | None) -> int | None:
 
     look(task)  # before a model is loaded
     return n if n is not None or is_file(task) else 40
-
-
-def _run(looking: Looking, asked: dict[str, Any], own: dict[str, Any], *, have: dict[str, Any] | None = None) -> None:
-    """Carry out a reading as a run: `asked` holds the command's arguments, `own` those of its config alone."""
-    from caseback.study import Study
-
-    common = {name: asked[name] for name in ("model", "seed", "dtype", "device", "twin")}
-    config = looking.Config(**common, **own)
-    with progress() as tick:
-        held = have or {"model": config.load_model(tick)}
-        passed = {name: value for name, value in own.items() if isinstance(value, str | int | None)}
-        spec = looking.spec(config, held["model"], passed=passed)
-        record = Study(asked["out"]).run(spec, progress=tick, force=asked["force"], have=held)
-    if asked["as_json"]:
-        typer.echo(json.dumps(record.table))
-    else:
-        say(record)

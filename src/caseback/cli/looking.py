@@ -1,0 +1,35 @@
+"""A command that looks at a model: its config is made, the model loaded, the run carried out and said."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from caseback.cli.progress import progress
+from caseback.cli.say import say
+
+if TYPE_CHECKING:
+    from caseback.study.finding import Looking
+
+__all__ = ["carry_out"]
+
+
+def carry_out(
+    looking: Looking, asked: dict[str, Any], own: dict[str, Any], *, have: dict[str, Any] | None = None
+) -> None:
+    """Carry out a reading as a run: `asked` holds the command's arguments, `own` those of its config alone."""
+    from caseback.study import Study
+
+    common = {name: asked[name] for name in ("model", "seed", "dtype", "device", "twin")}
+    config = looking.Config(**common, **own)
+    with progress() as tick:
+        held = have or {"model": config.load_model(tick)}
+        passed = {name: value for name, value in own.items() if isinstance(value, str | int | None)}
+        spec = looking.spec(config, held["model"], passed=passed)
+        record = Study(asked["out"]).run(spec, progress=tick, force=asked["force"], have=held)
+    if asked["as_json"]:
+        typer.echo(json.dumps(record.table))
+    else:
+        say(record)
