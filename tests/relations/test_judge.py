@@ -236,6 +236,7 @@ def test_shuffled_objects_are_known_by_chance() -> None:
     [
         ({"layers": "odd"}, "layers are 'even' or 'all', not 'odd'"),
         ({"train": 1}, "train and pairs are at least 2, not 1 and 24"),
+        ({"objects": "last"}, "objects are read by their 'first' token or 'whole', not 'last'"),
         ({"pairs": 1}, "train and pairs are at least 2, not 5 and 1"),
     ],
 )
@@ -254,13 +255,28 @@ def test_what_the_relation_does_not_have() -> None:
         judge_split(zoo.model, relation, JudgeConfig(train=40))
 
 
-def test_too_few_edits() -> None:
+# --- nothing to edit to ----------------------------------------------------------------------------------------------------------------
+
+
+def has_no_edits(found: Split) -> bool:
+    names = ("causal", *(f"causal_{name}" for name in causal.CONTROLS))
+    curves = ("edited", *(f"edited_{name}" for name in causal.CONTROLS))
+    chosen = [one[name] for one in (found.chosen, *found.folds) for name in ("edit_layer", "rank")]
+    return all(np.isnan(found.arrays[name]).all() for name in (*names, *curves)) and chosen == [None] * 6
+
+
+def test_too_few_edits_leave_faithfulness_and_no_causality() -> None:
     zoo = affine_of()
-    with pytest.raises(RelationError, match="no edit can be judged"):
-        judge_split(zoo.model, relation_of(zoo), JudgeConfig(pairs=2))
+    found = judge_split(zoo.model, relation_of(zoo), JudgeConfig(pairs=2))
+    assert has_no_edits(found) and not has_no_edits(judged())
+    assert found.arrays["edited"].shape == judged().arrays["edited"].shape
+    for name in ("strict", "by_layer", "W"):
+        np.testing.assert_array_equal(found.arrays[name], judged().arrays[name])
+    with pytest.raises(RelationError, match="no sample has a value of causal"):
+        pooled([found], "causal")
 
 
-def test_the_sentence_for_halves_without_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_without_edits_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, order = affine_of(), np.random.default_rng(0).permutation(35)
     few = np.sort(order[: CONFIG.pairs])
     lone = np.isin(few, order[::2])
@@ -271,5 +287,28 @@ def test_the_sentence_for_halves_without_edits(monkeypatch: pytest.MonkeyPatch) 
         return np.roll(np.arange(len(seen)), 1) if first else np.full(len(seen), -1)
 
     monkeypatch.setattr(causal, "targets", targets)
-    with pytest.raises(RelationError, match="so no edit can be judged on halves"):
-        judge_split(zoo.model, relation_of(zoo), CONFIG)
+    assert has_no_edits(judge_split(zoo.model, relation_of(zoo), CONFIG))
+
+
+# --- samples that are not known --------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_knows_nothing_is_judged_by_what_it_says() -> None:
+    zoo = affine_of()
+    config = replace(CONFIG, known=False)
+    found = judge_split(random_twin(zoo.model), relation_of(zoo), config)
+    assert len(found.sample) == found.n_asked == 35 and found.n_known <= 5
+    mine, its = (np.array([row[i] for row in found.said]) for i in (2, 3))
+    assert 0 < found.arrays["strict"].mean() <= 1
+    assert found.arrays["by_layer"].max() >= np.mean(mine == its)
+    assert found.arrays["prefix"].mean() <= 0.15
+    for name in ("strict", "by_layer", "causal"):  # where all is known it changes nothing
+        np.testing.assert_array_equal(
+            judge_split(zoo.model, relation_of(zoo), config).arrays[name], judged().arrays[name]
+        )
+
+
+def test_too_few_samples_to_ask() -> None:
+    zoo, known = affine_of(), relation_of(affine_of())
+    with pytest.raises(RelationError, match="there are 3 samples of 'friend' under .*; at least 6 are needed"):
+        judge_split(zoo.model, replace(known, samples=known.samples[:8]), JudgeConfig(known=False))

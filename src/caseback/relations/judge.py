@@ -1,5 +1,8 @@
 """A relation judged: fitted on a few samples, its layer, β and rank chosen on one half of the rest and scored on the
-other half, both ways, so that every known sample is scored by a choice it had no part in.
+other half, both ways, so that every sample is scored by a choice it had no part in.
+
+Samples that count are those the model knows, or all, where the model is to be a random twin that knows nothing. Answers are
+first tokens, or whole objects (`caseback.relations.whole`). Where there is no other answer to edit to, causality is nan.
 
 With several splits all of it is done anew for other training samples; a sample's score is then its mean over the splits
 it was tested in, and the interval is a bootstrap over samples.
@@ -8,7 +11,7 @@ it was tested in, and the interval is a bootstrap over samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,15 +21,17 @@ from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
 from caseback.model.model import Model
 from caseback.relations import causal, faithful
-from caseback.relations.observe import Observed, draw, observe
+from caseback.relations.observe import FIRST_TOKEN, Observed, Reading, draw, observe
 from caseback.relations.operator import Operators, fit
+from caseback.relations.prompt import ask
 from caseback.relations.relation import Relation
+from caseback.relations.whole import Whole
 
 __all__ = ["CONTROLS", "JudgeConfig", "Split", "judge_split", "n_known", "pooled", "template_of"]
 
 CONTROLS = ("identity", "translation", "ridge", "embedding", "bias", "random", "majority")
 LEAST = 6
-"""Known samples below which nothing can be chosen on one half and scored on the other."""
+"""Samples below which nothing can be chosen on one half and scored on the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +47,23 @@ class JudgeConfig:
     layers: str = "even"
     """Layers of the causal edit: even (every second) or all. Faithfulness is always measured at all."""
     pairs: int = 24
-    """Known samples at most that are edited."""
+    """Samples at most that are edited."""
+    objects: str = "first"
+    """What an answer is: first (the first token, any of the vocabulary) or whole (one of the relation's objects, all its
+    tokens)."""
+    known: bool = True
+    """Only samples that the model knows count; without, all that are asked, and the operator is to agree with the model."""
     seed: int = 0
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The controls of faithfulness; of whole objects also the operator of first tokens (`first`), whose answer is the
+        object with the likeliest first token."""
+        return (*CONTROLS, "first") if self.objects == "whole" else CONTROLS
+
     def __post_init__(self) -> None:
+        if self.objects not in ("first", "whole"):
+            raise RelationError(f"objects are read by their 'first' token or 'whole', not {self.objects!r}")
         if self.layers not in ("even", "all"):
             raise RelationError(f"layers are 'even' or 'all', not {self.layers!r}")
         if self.train < 2 or self.pairs < 2:
@@ -54,22 +72,27 @@ class JudgeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split's numbers; `sample` are the places of the known samples in the relation's list."""
+    """One split's numbers; `sample` are the places in the relation's list of the samples that count: the known ones, or
+    all."""
 
     sample: Int[np.ndarray, "known"]
     n_asked: int
     """Samples that were asked, the training samples aside."""
     arrays: Mapping[str, np.ndarray]
     """strict, prefix and each control [known] (bool); by_layer [layer, beta], control_NAME [layer]; edited [layer,
-    rank], edited_swap, edited_unembedding, edited_random [layer]; causal, causal_swap … [known] (NaN where not edited);
-    singular [d]; W [d, d] and b [d], the operator at the chosen layer."""
-    chosen: Mapping[str, int | float]
-    """layer, beta, edit_layer, rank, cut: the choice made with all known samples; cut is the smallest rank of W that
-    loses nothing."""
-    folds: Sequence[Mapping[str, int | float]]
+    rank], edited_swap, edited_unembedding, edited_random [layer] (NaN where nothing could be edited); causal, causal_swap
+    … [known] (NaN where not edited); singular [d]; W [d, d] and b [d], the operator at the chosen layer."""
+    chosen: Mapping[str, int | float | None]
+    """layer, beta, edit_layer, rank, cut: the choice made with all samples that count; cut is the smallest rank of W that
+    loses nothing. edit_layer and rank are None where nothing could be edited."""
+    folds: Sequence[Mapping[str, int | float | None]]
     """The choices made on each half."""
     said: Sequence[Sequence[str]]
-    """[subject, object, the model's token, the operator's token] of each known sample."""
+    """[subject, object, the model's answer, the operator's answer] of each sample that counts."""
+    n_known: int = 0
+    """Samples that the model knows."""
+    chance: float | None = None
+    """Share of right guesses among the answers; None where any token is one."""
 
 
 def template_of(relation: Relation, config: JudgeConfig) -> str:
@@ -86,26 +109,36 @@ def template_of(relation: Relation, config: JudgeConfig) -> str:
 def judge_split(
     model: Model, relation: Relation, config: JudgeConfig, split: int = 0, *, progress: Progress = silent
 ) -> Split:
-    """Fit, choose, score. Raises RelationError where the model knows too few samples."""
+    """Fit, choose, score. Raises RelationError where too few samples count."""
     template = template_of(relation, config)
     seed = config.seed + 1000 * split
     training, rest = draw(relation.samples, config.train, seed=seed)
     train = [relation.samples[i] for i in training]
     examples = [] if config.zero_shot else train
-    asked = observe(model, [relation.samples[i] for i in rest], template, examples, progress=progress)
-    known = np.flatnonzero(asked.known)
-    if len(known) < LEAST:
+    reading: Reading = FIRST_TOKEN
+    whole = config.objects == "whole"
+    if whole:
+        question = ask(model, template, train[0]).text
+        reading = Whole.of(model, [sample.object for sample in relation.samples], question)
+    asked = observe(model, [relation.samples[i] for i in rest], template, examples, reading=reading, progress=progress)
+    counted = np.flatnonzero(asked.known) if config.known else np.arange(len(asked))
+    if len(counted) < LEAST:
         raise RelationError(
-            f"{model.name} knows {len(known)} of {len(asked)} samples of {relation.name!r} under the template "
-            f"{template!r}; at least {LEAST} are needed: try another template, more samples or another model"
+            (f"{model.name} knows {len(counted)} of {len(asked)}" if config.known else f"there are {len(asked)}")
+            + f" samples of {relation.name!r} under the template {template!r}; at least {LEAST} are needed: try another "
+            "template, more samples or another model"
         )
-    seen, places = asked[known], np.array(rest)[known]
-    operators = fit(model, train, template, shots=not config.zero_shot, progress=progress)
+    seen, places = asked[counted], np.array(rest)[counted]
+    operators = fit(model, train, template, shots=not config.zero_shot, whole=whole, progress=progress)
     found = faithful.answers(model, operators, seen)
+    rivals = {}
+    if isinstance(reading, Whole):
+        plain = fit(model, train, template, shots=not config.zero_shot, progress=progress)
+        rivals["first"] = faithful.answers(model, plain, replace(seen, reading=reading.first_tokens))
     order = np.random.default_rng(seed).permutation(len(seen))
     halves = (np.sort(order[::2]), np.sort(order[1::2]))
-    scores = {name: np.zeros(len(seen), dtype=bool) for name in ("strict", "prefix", *CONTROLS)}
-    folds: list[dict[str, int | float]] = []
+    scores = {name: np.zeros(len(seen), dtype=bool) for name in ("strict", "prefix", *config.controls)}
+    folds: list[dict[str, int | float | None]] = []
     for choose, report in (halves, halves[::-1]):
         layer, beta = found.choose(choose)
         token = found.lre[layer, beta]
@@ -113,6 +146,8 @@ def judge_split(
         scores["prefix"][report] = faithful.prefix(model, token, seen)[report]
         for name in found.controls:
             scores[name][report] = found.control(name, choose, report)
+        for name, other in rivals.items():
+            scores[name][report] = other.strict[(*other.choose(choose), report)]
         scores["embedding"][report] = found.embedding(choose, report)
         scores["majority"][report] = found.majority(choose, report)
         random = faithful.random_answers(model, operators, seen, layer, found.betas[beta], seed=seed)
@@ -124,50 +159,57 @@ def judge_split(
     cut = faithful.cut_answers(model, operators, seen, layer, found.betas[beta], ranks) == found.token
     enough = [r for r, right in zip(ranks, cut, strict=True) if right.sum() >= found.strict[layer, beta].sum()]
 
-    edited, subset = _edits(model, operators, seen, order, config, seed, progress)
-    causal_scores = {name: np.full(len(seen), np.nan) for name in ("causal", *(f"causal_{c}" for c in causal.CONTROLS))}
-    by_place = {int(i): k for k, i in enumerate(subset)}
-    parts = [np.array([by_place[int(i)] for i in half if int(i) in by_place], dtype=int) for half in halves]
-    if min(map(len, parts)) < 2:
-        raise RelationError("too few known samples have different answers, so no edit can be judged on halves")
-    for fold, (choose, report) in zip(folds, (parts, parts[::-1]), strict=True):
-        at, rank = edited.choose(choose)
-        fold |= {"edit_layer": edited.layers[at], "rank": edited.ranks[rank]}
-        causal_scores["causal"][subset[report]] = edited.lre[at, rank, report]
-        causal_scores["causal_random"][subset[report]] = edited.random[at, rank, report]
-        for name in ("swap", "unembedding"):
-            right = getattr(edited, name)
-            causal_scores[f"causal_{name}"][subset[report]] = right[right[:, choose].mean(axis=1).argmax(), report]
-    at, rank = edited.choose(np.arange(len(subset)))
+    edits = _edits(model, operators, seen, order, config, seed, progress)
+    for fold, choice in zip(folds, edits.folds, strict=True):
+        fold |= choice
     arrays: dict[str, np.ndarray] = {
         **scores,
-        **causal_scores,
+        **edits.scores,
         "by_layer": found.strict.mean(axis=2),
         **{f"control_{name}": (token == found.token).mean(axis=1) for name, token in found.controls.items()},
-        "edit_layers": np.array(edited.layers),
-        "edited": edited.lre.mean(axis=2),
-        "edited_random": edited.random.mean(axis=2),
-        "edited_swap": edited.swap.mean(axis=1),
-        "edited_unembedding": edited.unembedding.mean(axis=1),
+        **edits.curves,
         "cut_ranks": np.array(ranks),
         "cut": cut.mean(axis=1),
         "singular": operators.svd(layer)[1].cpu().numpy(),
         "W": operators.W[layer].float().cpu().numpy(),
         "b": operators.b[layer].float().cpu().numpy(),
     }
-    words = [model.tokenizer.decode([int(t)]) for t in (*found.token, *found.lre[layer, beta])]
     said = [
         [prompt.subject, prompt.object, mine, its]
-        for prompt, mine, its in zip(seen.prompts, words[: len(seen)], words[len(seen) :], strict=True)
+        for prompt, mine, its in zip(
+            seen.prompts,
+            reading.texts(model, torch.from_numpy(found.token)),
+            reading.texts(model, torch.from_numpy(found.lre[layer, beta])),
+            strict=True,
+        )
     ]
-    chosen: dict[str, int | float] = {
+    chosen = {
         "layer": layer,
         "beta": found.betas[beta],
-        "edit_layer": edited.layers[at],
-        "rank": edited.ranks[rank],
+        **edits.chosen,
         "cut": enough[0] if enough else model.d_model,
     }
-    return Split(sample=places, n_asked=len(asked), arrays=arrays, chosen=chosen, folds=folds, said=said)
+    return Split(
+        sample=places,
+        n_asked=len(asked),
+        arrays=arrays,
+        chosen=chosen,
+        folds=folds,
+        said=said,
+        n_known=int(asked.known.sum()),
+        chance=reading.chance,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Edits:
+    """What came of the edits, all nan and None where there were none."""
+
+    scores: dict[str, np.ndarray]
+    """causal, causal_swap … [known]."""
+    curves: dict[str, np.ndarray]
+    folds: Sequence[Mapping[str, int | None]]
+    chosen: Mapping[str, int | None]
 
 
 def _edits(
@@ -178,8 +220,10 @@ def _edits(
     config: JudgeConfig,
     seed: int,
     progress: Progress,
-) -> tuple[causal.Edited, np.ndarray]:
-    """Edit up to `pairs` samples, half from each half; returns what came of it and their places among the known."""
+) -> _Edits:
+    """Edit up to `pairs` samples, half from each half; layer and rank are chosen on one half and scored on the other."""
+    layers = list(range(0, model.n_layers, 1 if config.layers == "all" else 2))
+    scores = {name: np.full(len(seen), np.nan) for name in ("causal", *(f"causal_{c}" for c in causal.CONTROLS))}
     subset = np.sort(order[: config.pairs])
     few = seen[subset]
     side = np.isin(subset, np.sort(order[::2]))  # a target comes from the sample's own half
@@ -188,22 +232,36 @@ def _edits(
         if len(own):
             other = causal.targets(few[own], seed=seed)
             target[own] = np.where(other >= 0, own[other], -1)
-    keep = np.flatnonzero(target >= 0)
-    if len(keep) < 4:
-        raise RelationError("too few known samples have different answers, so no edit can be judged")
-    layers = range(0, model.n_layers, 1 if config.layers == "all" else 2)
+    parts = [np.flatnonzero((target >= 0) & half) for half in (side, ~side)]
+    if min(map(len, parts)) < 2:  # too few have another with a different answer
+        none = {"edit_layer": None, "rank": None}
+        ranks = sum(rank <= model.d_model for rank in causal.RANKS)
+        curves = {"edit_layers": np.array(layers), "edited": np.full((len(layers), ranks), np.nan)}
+        curves["edited_random"] = curves["edited"]
+        curves |= {f"edited_{name}": np.full(len(layers), np.nan) for name in ("swap", "unembedding")}
+        return _Edits(scores=scores, curves=curves, folds=(none, none), chosen=none)
     # targets are places among `few`; a sample without one is left out of the scores but may be a target
-    found = causal.edit(model, operators, few, target, layers=list(layers), seed=seed, progress=progress)
-    cut = causal.Edited(
-        layers=found.layers,
-        ranks=found.ranks,
-        target=found.target[keep],
-        lre=found.lre[..., keep],
-        random=found.random[..., keep],
-        swap=found.swap[..., keep],
-        unembedding=found.unembedding[..., keep],
-    )
-    return cut, subset[keep]
+    found = causal.edit(model, operators, few, target, layers=layers, seed=seed, progress=progress)
+    edited = np.flatnonzero(target >= 0)
+    folds = []
+    for choose, report in (parts, parts[::-1]):
+        at, rank = found.choose(choose)
+        folds.append({"edit_layer": found.layers[at], "rank": found.ranks[rank]})
+        scores["causal"][subset[report]] = found.lre[at, rank, report]
+        scores["causal_random"][subset[report]] = found.random[at, rank, report]
+        for name in ("swap", "unembedding"):
+            right = getattr(found, name)
+            scores[f"causal_{name}"][subset[report]] = right[right[:, choose].mean(axis=1).argmax(), report]
+    at, rank = found.choose(edited)
+    curves = {
+        "edit_layers": np.array(found.layers),
+        "edited": found.lre[..., edited].mean(axis=2),
+        "edited_random": found.random[..., edited].mean(axis=2),
+        "edited_swap": found.swap[..., edited].mean(axis=1),
+        "edited_unembedding": found.unembedding[..., edited].mean(axis=1),
+    }
+    chosen = {"edit_layer": found.layers[at], "rank": found.ranks[rank]}
+    return _Edits(scores=scores, curves=curves, folds=folds, chosen=chosen)
 
 
 def pooled(splits: Sequence[Split], name: str) -> Float[np.ndarray, "sample"]:

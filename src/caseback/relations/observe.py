@@ -25,7 +25,7 @@ from caseback.relations.operator import decode
 from caseback.relations.prompt import SUBJECT, Prompt, ask, batch_of
 from caseback.relations.relation import Sample
 
-__all__ = ["FirstToken", "Observed", "Own", "Reading", "begins", "draw", "observe"]
+__all__ = ["FIRST_TOKEN", "FirstToken", "Observed", "Own", "Reading", "begins", "draw", "observe"]
 
 
 class Own(NamedTuple):
