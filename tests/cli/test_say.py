@@ -69,6 +69,7 @@ def test_the_order_of_what_is_said(capsys: pytest.CaptureFixture[str], tmp_path:
     sections = [
         {"title": "Both", "text": "", "heat": one, "table": sheet("text what", [["a"]])},
         {"title": "Curve alone", "text": "", "curve": {}},
+        {"title": "Left to the page", "text": "", "detail": True, "heat": one},
         {"title": "Small ones", "text": "", "heats": [{"name": "first", **one}, {"name": "second", **one}]},
     ]
     out = said(
@@ -95,6 +96,8 @@ def test_the_order_of_what_is_said(capsys: pytest.CaptureFixture[str], tmp_path:
         r"  layer \ head    0    1",
         "             7  50%  25%",
         "  ",
+        "",
+        "On the page: Left to the page.",
         "",
         "1 s, 1,234 MB",
         "run run-1",

@@ -25,11 +25,15 @@ def say(record: Record) -> None:
     typer.echo(f"{safe(table['task'])} on {safe(table['model'])}{asked}\n")
     typer.echo(safe(view["claim"]))
     for section in view["sections"]:
+        if section.get("detail"):
+            continue
         shown = [*_heats(section), *(lines(section["table"]) if section.get("table") else [])]
         if shown:
             typer.echo(f"\n{safe(section['title'])}")
         for line in shown:
             typer.echo(f"  {line}")
+    if further := [safe(section["title"]) for section in view["sections"] if section.get("detail")]:
+        typer.echo(f"\nOn the page: {', '.join(further)}.")
     typer.echo(f"\n{table['seconds']:.0f} s, {table['peak_memory_mb']:,.0f} MB")
     typer.echo(f"run {record.id}")
     typer.echo(f"page {record.report.resolve()}" if record.report else "no page was written")

@@ -175,9 +175,10 @@ class Model:
     def encode(self, texts: Sequence[str], *, side: str = "right") -> Batch:
         """Raw texts → a padded batch. Padding changes nothing: it is masked and, on the left, positions are counted
         from the first real token."""
-        empty = [i for i, text in enumerate(texts) if not self.tokens(text)]
-        if not texts or empty:
-            raise TaskError(f"text {empty[0] if empty else 0} has no tokens; give at least one token of text")
+        empty = [i for i, text in enumerate(texts) if not self.tokens(text)] if texts else [0]
+        if empty:
+            which = f"text {empty[0]}" if len(texts) > 1 else "the text"
+            raise TaskError(f"{which} has no tokens; give at least one")
         return Batch.pad([self.tokens(text) for text in texts], pad=self._tokenizer().pad_token_id or 0, side=side).to(
             self.device
         )

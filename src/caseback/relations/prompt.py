@@ -103,6 +103,8 @@ def first_token(model: Model, text: str) -> int:
     """The first token of an object as it follows a prompt, after a space; raises RelationError where it has none."""
     if not encodable(text):
         raise RelationError(f"the object {text!r} holds bytes that are no UTF-8; give it as text")
+    if not text.strip():
+        raise RelationError("an answer or object is empty; give a word")
     line = model.tokens("a " + text)
     alone = len(model.tokens("a"))
     if len(line) <= alone:

@@ -7,7 +7,8 @@ title, claim    str; the claim is the finding in one sentence
 model           {id, revision?}
 task            {name, description, metric, n: pairs asked for, kept: pairs answered right, measured: pairs behind the
                 numbers, accuracy?, dropped: {reason: count}}
-sections        [{title, text, curve?, points?, heat?, heats?, table?}], drawn in this order
+sections        [{title, text, detail?, curve?, points?, heat?, heats?, table?}], drawn in this order; a terminal leaves out
+                those with detail true, and names them
     curve       {x, y: names of the axes, axis?, format?, series: [{name, look, x, y, low?, high?}]}: the x axis is "log"
                 (the default) or "linear" (a layer; may begin at 0), y is written as `format` (default "percent": a
                 share); look is one of LOOKS
@@ -71,6 +72,7 @@ def validate(payload: Mapping[str, Any]) -> None:
         where = f"sections[{i}]"
         for name in ("title", "text"):
             _require(isinstance(section.get(name), str), f"{where}.{name}", "is a text")
+        _require(isinstance(section.get("detail"), bool | None), f"{where}.detail", "is true or false where it is there")
         if section.get("curve") is not None:
             _curve(section["curve"], f"{where}.curve")
         if section.get("table") is not None:

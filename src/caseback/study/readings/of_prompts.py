@@ -3,7 +3,7 @@ lens)."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from caseback.model.model import Model
 from caseback.reading.lens import logit_lens
 from caseback.reading.tuned import load_tuned, tuned_lens
 from caseback.relations.attribute import attribute_lens
-from caseback.relations.judge import JudgeConfig, judge_split
 from caseback.relations.library import resolve
 from caseback.relations.prompt import first_token
 from caseback.study.finding import Finding, Looking, LookingConfig, heat, sheet
+from caseback.study.judged import UsesConfig, judged
+from caseback.study.resume import RunFolder
 from caseback.tasks.schema import encodable
 
 __all__ = [
@@ -128,6 +129,13 @@ def lens(config: LensConfig, model: Model, stages: Stages, progress: Progress) -
             "title": "What each layer says next",
             "text": "The likeliest next token of every site at every token; the colour is its probability.",
             "heat": heat(columns, rows, a["top_probs"][::-1, :, 0], format="percent", texts=tops[::-1]),
+        },
+        {
+            "title": "How far from the output",
+            "text": "KL(output ‖ lens) in nats at every token; 0 where the lens says what the model says. The table is of the "
+            "last token.",
+            "detail": True,
+            "heat": heat(columns, rows, a["kl"][::-1], format="number"),
             "table": sheet(
                 "text site, text says, percent probability, number entropy (nats), number KL to the output (nats)",
                 [
@@ -137,13 +145,9 @@ def lens(config: LensConfig, model: Model, stages: Stages, progress: Progress) -
             ),
         },
         {
-            "title": "How far from the output",
-            "text": "KL(output ‖ lens) in nats at every token; 0 where the lens says what the model says.",
-            "heat": heat(columns, rows, a["kl"][::-1], format="number"),
-        },
-        {
             "title": "How sure",
             "text": f"Entropy in nats; ln of the vocabulary is {np.log(model.d_vocab):.1f}.",
+            "detail": True,
             "heat": heat(columns, rows, a["entropy"][::-1], format="number"),
         },
     ]
@@ -178,16 +182,20 @@ def lens(config: LensConfig, model: Model, stages: Stages, progress: Progress) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributeConfig(PromptConfig):
+class AttributeConfig(PromptConfig, UsesConfig):
     """A relation's operator on a prompt."""
 
     relation: str
     """A library relation's name, or a file."""
     objects: tuple[str, ...] = ()
     """Objects whose first tokens are followed."""
-    judged: str | None = None
-    """Id of the relation run whose operator is used; None: the relation is judged first."""
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    @property
+    def relations_used(self) -> tuple[str, ...]:
+        return (self.relation,)
+
+    def check(self, model: Model) -> None:
+        self.encode(model)
 
     def encode(self, model: Model) -> tuple[Batch, list[str]]:
         """As every prompt; also raises RelationError for an object that has no token."""
@@ -200,53 +208,36 @@ class AttributeConfig(PromptConfig):
         return sha256_json(asdict(resolve(self.relation)))
 
 
-def attribute(config: AttributeConfig, model: Model, stages: Stages, progress: Progress) -> Finding:
-    """What the operator of a relation says in every state of the prompt. `have["operator"]` of a run is a finished
-    relation run's (W, b, layer, beta); without it the relation is judged first."""
+def attribute(config: AttributeConfig, model: Model, run: RunFolder, progress: Progress) -> Finding:
+    """What the operator of a relation says in every state of the prompt."""
     batch, words = config.encode(model)
-
-    def operator() -> Checkpoint:
-        given = getattr(stages, "have", {}).get("operator")
-        if given is not None:
-            W, b, layer, beta = given
-        else:
-            found = judge_split(model, resolve(config.relation), config.judge, progress=progress)
-            W, b, layer, beta = (
-                found.arrays["W"],
-                found.arrays["b"],
-                found.chosen["layer"],
-                found.chosen["beta"],
-            )
-        return Checkpoint({"W": W, "b": b}, {"layer": int(layer), "beta": float(beta)})
-
-    kept = stages.stage("operator", operator)
+    (source,) = judged(config, run, model, progress)
+    layer, beta = int(source.chosen["layer"]), float(source.chosen["beta"])
 
     def looked() -> Checkpoint:
-        import torch
-
-        W, b = (torch.from_numpy(np.array(kept.arrays[name])).to(model.hf.dtype).to(model.device) for name in "Wb")
+        operator = source.operator(model)
         found = attribute_lens(
-            model, W, b, batch, beta=kept.data["beta"], objects=config.objects or None, progress=progress
+            model, operator.W, operator.b, batch, beta=beta, objects=config.objects or None, progress=progress
         )
         names = ("top_ids", "top_probs", "object_probs", "object_ranks")
         return Checkpoint({name: getattr(found, name)[:, 0].cpu().numpy() for name in names}, {"layers": found.layers})
 
-    saved = stages.stage("lens", looked)
+    saved = run.stage("lens", looked)
     a, layers = saved.arrays, saved.data["layers"]
     tops = [texts(model, row.tolist()) for row in a["top_ids"][:, :, 0]]
     rows, columns = ("layer", [str(layer) for layer in reversed(layers)]), ("token", numbered(words))
-    own = layers.index(kept.data["layer"])
+    own = layers.index(layer)
     probs = a["top_probs"][own, :, 0]
     best = int(probs[1:].argmax()) + 1 if len(probs) > 1 else 0
     claim = (
-        f"The operator of {resolve(config.relation).name!r}, read at its own layer {kept.data['layer']}, is "
+        f"The operator of {resolve(config.relation).name!r}, read at its own layer {layer}, is "
         f"surest (the first token aside) at {words[best]!r}, where it says {tops[own][best]!r} ({probs[best]:.0%})."
     )
     sections: list[dict[str, Any]] = [
         {
             "title": f"What {resolve(config.relation).name!r} reads",
             "text": f"The likeliest token of β W s + b for the state s entering every block at every token; W is of layer "
-            f"{kept.data['layer']}, β is {kept.data['beta']:g}.",
+            f"{layer}, β is {beta:g}.",
             "heat": heat(columns, rows, a["top_probs"][::-1, :, 0], format="percent", texts=tops[::-1]),
             "table": sheet(
                 "text token, text says, percent probability, text then",
@@ -269,8 +260,8 @@ def attribute(config: AttributeConfig, model: Model, stages: Stages, progress: P
     table = {
         "prompt": config.prompt,
         "relation": resolve(config.relation).name,
-        "layer": kept.data["layer"],
-        "beta": kept.data["beta"],
+        "layer": layer,
+        "beta": beta,
         "layers": layers,
         "tokens": words,
         "top": tops,
@@ -279,6 +270,7 @@ def attribute(config: AttributeConfig, model: Model, stages: Stages, progress: P
         "object_rank": a["object_ranks"].tolist(),
     }
     notes = [
+        f"The operator is that of the run {source.run}.",
         "The operator was estimated at a subject's last token; what it says of other tokens may be its bias: compare tokens "
         "that have nothing to do with the relation.",
     ]
