@@ -16,19 +16,24 @@ if TYPE_CHECKING:
 __all__ = ["carry_out"]
 
 
-def carry_out(
-    looking: Looking, asked: dict[str, Any], own: dict[str, Any], *, have: dict[str, Any] | None = None
-) -> None:
-    """Carry out a reading as a run: `asked` holds the command's arguments, `own` those of its config alone."""
+def carry_out(looking: Looking, asked: dict[str, Any], own: dict[str, Any]) -> None:
+    """Carry out a reading as a run: `asked` holds the command's arguments, `own` those of its config alone. Relations whose
+    operators it uses are judged first."""
     from caseback.study import Study
+    from caseback.study.judged import UsesConfig, cite
 
-    common = {name: asked[name] for name in ("model", "seed", "dtype", "device", "twin")}
-    config = looking.Config(**common, **own)
+    common = {name: asked[name] for name in ("model", "seed", "dtype", "device", "twin") if name in asked}
+    config, study = looking.Config(**common, **own), Study(asked["out"])
+    uses = isinstance(config, UsesConfig)
+    if uses:
+        config.data()  # says at once which relation there is not
     with progress() as tick:
-        held = have or {"model": config.load_model(tick)}
+        model = config.load_model(tick)
+        if uses:
+            config = cite(config, study, model, tick)
         passed = {name: value for name, value in own.items() if isinstance(value, str | int | None)}
-        spec = looking.spec(config, held["model"], passed=passed)
-        record = Study(asked["out"]).run(spec, progress=tick, force=asked["force"], have=held)
+        spec = looking.spec(config, model, passed=passed)
+        record = study.run(spec, progress=tick, force=asked["force"], have={"model": model})
     if asked["as_json"]:
         typer.echo(json.dumps(record.table))
     else:

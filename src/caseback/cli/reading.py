@@ -10,7 +10,6 @@ import typer
 
 from caseback.cli.looking import carry_out
 from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Prompt, Seed, StudyTask, Twin
-from caseback.cli.progress import progress
 
 __all__ = ["attribute", "attribute_input", "dla", "lens", "patch"]
 
@@ -119,26 +118,11 @@ def attribute(
 ) -> None:
     """What a relation's operator reads in every state of a prompt: the attribute lens."""
     from caseback.relations.judge import JudgeConfig
-    from caseback.study import Study
     from caseback.study.readings import ATTRIBUTE
-    from caseback.study.relation import RELATION, RelationConfig
 
-    common = {"model": model, "seed": seed, "dtype": dtype, "device": device, "twin": twin}
-    judge = JudgeConfig(seed=seed)
-    asked = RelationConfig(relation=relation, judge=judge, **common)  # type: ignore[arg-type]
-    with progress() as tick:
-        asked.label  # noqa: B018 - says at once that there is no such relation
-        loaded = asked.load_model(tick)
-        own = {"prompt": prompt, "relation": relation, "objects": tuple(object or ()), "judge": judge}
-        ATTRIBUTE.Config(**common, **own).encode(loaded)  # a prompt is refused before the relation is judged
-        first = Study(out).run(
-            RELATION.spec(asked, loaded, passed={"relation": relation}), progress=tick, have={"model": loaded}
-        )
-        split = first.stage("split-0")
-        chosen = split.data["chosen"]
-        operator = (split.arrays["W"], split.arrays["b"], chosen["layer"], chosen["beta"])
-    own["judged"] = first.id
-    carry_out(ATTRIBUTE, locals(), own, have={"model": loaded, "operator": operator})
+    judge = JudgeConfig(seed=seed, known=not twin)
+    own = {"prompt": prompt, "relation": relation, "objects": tuple(object or ()), "judge": judge}
+    carry_out(ATTRIBUTE, locals(), own)
 
 
 def attribute_input(

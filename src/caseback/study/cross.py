@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 
 from caseback.core.errors import RelationError
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
-from caseback.core.stages import Checkpoint, Stages
+from caseback.core.stages import Checkpoint
 from caseback.model.model import Model
-from caseback.relations.cross import Operator, cross_evaluate
-from caseback.relations.judge import JudgeConfig, judge_split, template_of
+from caseback.relations.cross import cross_evaluate
 from caseback.relations.library import resolve
-from caseback.relations.observe import Observed, draw, observe
-from caseback.study.finding import Finding, Looking, LookingConfig, heat, sheet
+from caseback.study.finding import Finding, Looking, heat, sheet
+from caseback.study.judged import UsesConfig, judged
+from caseback.study.resume import RunFolder
 
 __all__ = ["CROSS", "CrossConfig", "cross"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossConfig(LookingConfig):
+class CrossConfig(UsesConfig):
     """Which relations."""
 
     relations: tuple[str, ...]
     """Library relations' names, or files; at least two."""
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         if len(set(self.relations)) < 2:
@@ -37,47 +35,32 @@ class CrossConfig(LookingConfig):
     def label(self) -> str:
         return f"{len(self.relations)} relations"
 
+    @property
+    def relations_used(self) -> tuple[str, ...]:
+        return self.relations
+
     def data(self) -> str:
-        """SHA-256 of the relations."""
-        return sha256_json([asdict(resolve(name)) for name in self.relations])
+        """SHA-256 of the relations; raises RelationError for one there is not, and for two of one name."""
+        found = [resolve(name) for name in self.relations]
+        names = [one.name for one in found]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise RelationError(f"two of the relations are called {twice[0]!r}; name them apart")
+        return sha256_json([asdict(one) for one in found])
 
 
-def cross(config: CrossConfig, model: Model, stages: Stages, progress: Progress) -> Finding:
-    """Judge every relation unless `have["splits"]` brings its finished run's first split, then apply each operator to all
-    subjects."""
-    given = getattr(stages, "have", {}).get("splits", {})
-    operators: dict[str, Operator] = {}
-    seen: dict[str, Observed] = {}
-    names = [resolve(name).name for name in config.relations]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RelationError(f"two of the relations are called {twice[0]!r}; name them apart")
-    for i, name in enumerate(config.relations):
-        relation = resolve(name)
-
-        def judged(name: str = name) -> Checkpoint:
-            if name in given:
-                kept = given[name]
-                return Checkpoint({key: kept.arrays[key] for key in "Wb"}, {"chosen": kept.data["chosen"]})
-            found = judge_split(model, resolve(name), config.judge, progress=progress)
-            return Checkpoint({key: found.arrays[key] for key in "Wb"}, {"chosen": found.chosen})
-
-        saved = stages.stage(f"operator-{i}", judged)
-        W, b = (torch.from_numpy(np.array(saved.arrays[key])).to(model.hf.dtype).to(model.device) for key in "Wb")
-        chosen = saved.data["chosen"]
-        operators[relation.name] = Operator(W=W, b=b, beta=float(chosen["beta"]), layer=int(chosen["layer"]))
-        training, rest = draw(relation.samples, config.judge.train, seed=config.judge.seed)
-        examples = [] if config.judge.zero_shot else [relation.samples[j] for j in training]
-        asked = observe(
-            model, [relation.samples[j] for j in rest], template_of(relation, config.judge), examples, progress=progress
-        )
-        seen[relation.name] = asked[np.flatnonzero(asked.known)]
+def cross(config: CrossConfig, model: Model, run: RunFolder, progress: Progress) -> Finding:
+    """Apply the operator of each relation to the subjects of all."""
+    found = judged(config, run, model, progress)
+    names = [one.relation.name for one in found]
 
     def evaluated() -> Checkpoint:
-        found = cross_evaluate(model, operators, seen, seed=config.seed)
-        names = ("right", "twin", "bias", "own", "asked", "majority", "n")
-        return Checkpoint({name: getattr(found, name) for name in names})
+        operators = {one.relation.name: one.operator(model) for one in found}
+        seen = {one.relation.name: one.known(model, progress) for one in found}
+        matrix = cross_evaluate(model, operators, seen, seed=config.seed)
+        kept = ("right", "twin", "bias", "own", "asked", "majority", "n")
+        return Checkpoint({name: getattr(matrix, name) for name in kept})
 
-    a = stages.stage("matrix", evaluated).arrays
+    a = run.stage("matrix", evaluated).arrays
     axes = (("subjects of", names), ("operator of", names))
     n = len(names)
     off = ~np.eye(n, dtype=bool)
@@ -120,7 +103,10 @@ def cross(config: CrossConfig, model: Model, stages: Stages, progress: Progress)
         },
     ]
     table = {"relations": names, **{name: value.tolist() for name, value in a.items()}}
-    notes = ["A column's majority is what the best constant could reach."]
+    notes = [
+        "A column's majority is what the best constant could reach.",
+        f"The operators are those of the runs {', '.join(one.run for one in found)}.",
+    ]
     return Finding(claim=claim, table=table, sections=sections, notes=notes, measured=int(a["n"].sum()))
 
 

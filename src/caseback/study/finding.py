@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from caseback.core.progress import Progress
-from caseback.core.stages import Checkpoint, Stages
+from caseback.core.stages import Checkpoint
 from caseback.evidence import Interval
 from caseback.model.load import load
 from caseback.model.model import Model
@@ -70,7 +70,7 @@ class LookingConfig:
         return None
 
 
-Find = Callable[[Any, Model, Stages, Progress], Finding]
+Find = Callable[[Any, Model, RunFolder, Progress], Finding]
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ class RunFolder:
         for left in (*path.glob(".*.tmp"), *path.glob("arrays/.*.tmp")):
             left.unlink()  # of a writer that was killed: the lock is ours now
 
+    @property
+    def study(self) -> Path:
+        """The study folder it lies in, where it finds the runs it cites."""
+        return self.path.resolve().parents[1]
+
     def stage(self, name: str, compute: Callable[[], Checkpoint]) -> Checkpoint:
         """The stage's saved state, computed and saved if it is not there yet."""
         return self.fold(name, 1, lambda state, i: compute())
