@@ -188,7 +188,8 @@ def test_pure_noise_is_not_chosen_into_a_score(monkeypatch: pytest.MonkeyPatch) 
 
 
 def made(sample: list[int], values: list[float]) -> Split:
-    return Split(sample=np.array(sample), n_asked=9, arrays={"strict": np.array(values)}, chosen={}, folds=[], said=[])
+    arrays = {"strict": np.array(values)}
+    return Split(sample=np.array(sample), n_asked=9, arrays=arrays, chosen={}, folds=[], said=[], n_known=len(sample))
 
 
 def test_a_sample_counts_once_however_often_it_was_tested() -> None:

@@ -146,8 +146,36 @@ def test_another_relation_in_the_file_is_refused_by_the_run_that_was_begun(study
     assert study.resume("latest", have={"model": ZOO.model}).status == "finished"
 
 
-def test_a_twin_knows_nothing_and_leaves_nothing(study: Study, file: Path) -> None:
+def test_a_twin_is_judged_by_what_it_says(study: Study, file: Path) -> None:
     twin = random_twin(ZOO.model)
-    with pytest.raises(RelationError, match="knows 0 of 35 samples of 'friend'"):
-        look(study, RELATION, config_of(file, twin=True), twin)
-    assert study.ids() == ()
+    record = look(study, RELATION, config_of(file, twin=True), twin)
+    assert is_valid(record)
+    found, notes = record.table, record.stage("view").data["notes"]
+    assert (found["n_known"], found["n_test"], found["n_asked"]) == (0, 35, 35)
+    assert any("The model knows 0 of 35 samples that were asked; all count" in note for note in notes)
+    with pytest.raises(RelationError, match="knows 0 of 35 samples of 'friend'"):  # without --twin it is an error
+        look(study, RELATION, config_of(file), twin)
+
+
+def test_without_edits_causality_is_null_in_table_and_page(study: Study, file: Path) -> None:
+    record = judge(study, config_of(file, judge=replace(JUDGE, pairs=2)))
+    assert is_valid(record)
+    found, view = record.table, record.stage("view").data
+    for name in ("causality", "causality_low", "causality_high", "edit_layer", "rank"):
+        assert found[name] is None, name
+    assert {found["controls"][f"causal_{name}"] for name in ("swap", "unembedding", "random")} == {None}
+    assert found["faithful_strict"] == 1
+    assert "Causality is not measured" in view["claim"]
+    assert not [one for one in view["sections"] if "Causality by" in one["title"]]
+
+
+def test_whole_objects(study: Study, file: Path) -> None:
+    record = judge(study, config_of(file, judge=replace(JUDGE, objects="whole")))
+    assert is_valid(record)
+    found, view = record.table, record.stage("view").data
+    assert (found["objects"], found["chance"], found["faithful_strict"]) == ("whole", 1 / 40, 1)
+    assert set(found["controls"]) == {*CONTROLS, "first", "causal_swap", "causal_unembedding", "causal_random"}
+    assert "gives the model's own object of 40 for 100% of 35" in view["claim"]
+    rows = {row[0]: row[1] for row in view["sections"][0]["table"]["rows"]}
+    assert rows["chance, one of the objects"] == 1 / 40
+    assert rows["first-token operator, same objects"][0] == 1  # objects of one token each

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ class JudgeConfig:
     tokens)."""
     known: bool = True
     """Only samples that the model knows count; without, all that are asked, and the operator is to agree with the model."""
+    sketch: int | None = None
+    """Estimate the operator along that many directions of the final stream only, in cotangents; None: exactly."""
     seed: int = 0
 
     @property
@@ -66,6 +69,10 @@ class JudgeConfig:
             raise RelationError(f"objects are read by their 'first' token or 'whole', not {self.objects!r}")
         if self.layers not in ("even", "all"):
             raise RelationError(f"layers are 'even' or 'all', not {self.layers!r}")
+        if self.sketch is not None and self.sketch < causal.RANKS[0]:
+            raise RelationError(
+                f"a sketch takes at least {causal.RANKS[0]} directions, the smallest rank of an edit, not {self.sketch}"
+            )
         if self.train < 2 or self.pairs < 2:
             raise RelationError(f"train and pairs are at least 2, not {self.train} and {self.pairs}")
 
@@ -81,15 +88,17 @@ class Split:
     arrays: Mapping[str, np.ndarray]
     """strict, prefix and each control [known] (bool); by_layer [layer, beta], control_NAME [layer]; edited [layer,
     rank], edited_swap, edited_unembedding, edited_random [layer] (NaN where nothing could be edited); causal, causal_swap
-    … [known] (NaN where not edited); singular [d]; W [d, d] and b [d], the operator at the chosen layer."""
+    … [known] (NaN where not edited); singular [d], of a sketch as many as its directions; W [d, d] and b [d],
+    the operator at the chosen layer."""
     chosen: Mapping[str, int | float | None]
     """layer, beta, edit_layer, rank, cut: the choice made with all samples that count; cut is the smallest rank of W that
-    loses nothing. edit_layer and rank are None where nothing could be edited."""
+    loses nothing. edit_layer and rank are None where nothing could be edited. Of a sketch also sketch_error, the share of W
+    it misses at that layer, in Frobenius norm."""
     folds: Sequence[Mapping[str, int | float | None]]
     """The choices made on each half."""
     said: Sequence[Sequence[str]]
     """[subject, object, the model's answer, the operator's answer] of each sample that counts."""
-    n_known: int = 0
+    n_known: int
     """Samples that the model knows."""
     chance: float | None = None
     """Share of right guesses among the answers; None where any token is one."""
@@ -129,11 +138,13 @@ def judge_split(
             "template, more samples or another model"
         )
     seen, places = asked[counted], np.array(rest)[counted]
-    operators = fit(model, train, template, shots=not config.zero_shot, whole=whole, progress=progress)
+    shots, sketch = not config.zero_shot, config.sketch
+    fitted = partial(fit, model, train, template, shots=shots, sketch=sketch, seed=seed, progress=progress)
+    operators = fitted(whole=whole)
     found = faithful.answers(model, operators, seen)
     rivals = {}
     if isinstance(reading, Whole):
-        plain = fit(model, train, template, shots=not config.zero_shot, progress=progress)
+        plain = fitted()
         rivals["first"] = faithful.answers(model, plain, replace(seen, reading=reading.first_tokens))
     order = np.random.default_rng(seed).permutation(len(seen))
     halves = (np.sort(order[::2]), np.sort(order[1::2]))
@@ -155,7 +166,7 @@ def judge_split(
         folds.append({"layer": layer, "beta": found.betas[beta]})
     everything = np.arange(len(seen))
     layer, beta = found.choose(everything)
-    ranks = [rank for rank in causal.RANKS if rank <= model.d_model]
+    ranks = [rank for rank in causal.RANKS if rank <= operators.rank]
     cut = faithful.cut_answers(model, operators, seen, layer, found.betas[beta], ranks) == found.token
     enough = [r for r, right in zip(ranks, cut, strict=True) if right.sum() >= found.strict[layer, beta].sum()]
 
@@ -171,7 +182,7 @@ def judge_split(
         "cut_ranks": np.array(ranks),
         "cut": cut.mean(axis=1),
         "singular": operators.svd(layer)[1].cpu().numpy(),
-        "W": operators.W[layer].float().cpu().numpy(),
+        "W": operators.matrix(layer).float().cpu().numpy(),
         "b": operators.b[layer].float().cpu().numpy(),
     }
     said = [
@@ -187,8 +198,10 @@ def judge_split(
         "layer": layer,
         "beta": found.betas[beta],
         **edits.chosen,
-        "cut": enough[0] if enough else model.d_model,
+        "cut": enough[0] if enough else operators.rank,
     }
+    if operators.error is not None:
+        chosen["sketch_error"] = float(operators.error[layer])
     return Split(
         sample=places,
         n_asked=len(asked),
@@ -235,7 +248,7 @@ def _edits(
     parts = [np.flatnonzero((target >= 0) & half) for half in (side, ~side)]
     if min(map(len, parts)) < 2:  # too few have another with a different answer
         none = {"edit_layer": None, "rank": None}
-        ranks = sum(rank <= model.d_model for rank in causal.RANKS)
+        ranks = sum(rank <= operators.rank for rank in causal.RANKS)
         curves = {"edit_layers": np.array(layers), "edited": np.full((len(layers), ranks), np.nan)}
         curves["edited_random"] = curves["edited"]
         curves |= {f"edited_{name}": np.full(len(layers), np.nan) for name in ("swap", "unembedding")}

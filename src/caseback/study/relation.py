@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from caseback.core.stages import Checkpoint, Stages
 from caseback.evidence import Interval, mean_interval, proportion_interval
 from caseback.model.model import Model
 from caseback.relations import causal
-from caseback.relations.judge import CONTROLS, JudgeConfig, Split, judge_split, pooled, template_of
+from caseback.relations.judge import JudgeConfig, Split, judge_split, pooled, template_of
 from caseback.relations.library import resolve
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, line, sheet
 
@@ -32,6 +32,11 @@ class RelationConfig(LookingConfig):
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     @property
+    def judged(self) -> JudgeConfig:
+        """How it is judged: of a random twin, which knows nothing, every sample counts."""
+        return replace(self.judge, known=False) if self.twin else self.judge
+
+    @property
     def label(self) -> str:
         return resolve(self.relation).name
 
@@ -42,55 +47,75 @@ class RelationConfig(LookingConfig):
 
 def relation(config: RelationConfig, model: Model, stages: Stages, progress: Progress) -> Finding:
     """Judge a relation: every split a stage, then arithmetic."""
-    known = resolve(config.relation)
+    known, how = resolve(config.relation), config.judged
 
     def judged(split: int) -> Checkpoint:
-        found = judge_split(model, known, config.judge, split, progress=progress)
-        data = {"n_asked": found.n_asked, "chosen": found.chosen, "folds": found.folds, "said": found.said}
+        found = judge_split(model, known, how, split, progress=progress)
+        names = ("n_asked", "n_known", "chance", "chosen", "folds", "said")
+        data = {name: getattr(found, name) for name in names}
         return Checkpoint({**found.arrays, "sample": found.sample}, data)
 
     splits = [_split(stages.stage(f"split-{i}", lambda i=i: judged(i))) for i in range(config.splits)]  # type: ignore[misc]
-    scores = {name: _interval(splits, name) for name in ("strict", "prefix", *CONTROLS)}
-    edits = {name: _interval(splits, name) for name in ("causal", *(f"causal_{name}" for name in causal.CONTROLS))}
     first = splits[0]
     chosen = first.chosen
-    best = max(
-        ("majority", "bias", "embedding", "identity", "translation", "ridge", "random"), key=lambda n: scores[n].value
-    )
+    scores = {name: _interval(splits, name) for name in ("strict", "prefix", *how.controls)}
+    names = ("causal", *(f"causal_{name}" for name in causal.CONTROLS))
+    edits: dict[str, Interval] = {}
+    if any(split.chosen["edit_layer"] is not None for split in splits):
+        edits = {name: _interval(splits, name) for name in names}
+    rivals = ("majority", "bias", "embedding", "identity", "translation", "ridge", "random", "first")
+    best = max((name for name in rivals if name in scores), key=lambda name: scores[name].value)
+    whole = how.objects == "whole"
+    what = f"object of {round(1 / (first.chance or 1))}" if whole else "token"
     claim = (
-        f"Chosen on one half and scored on the other, a linear map of the subject's state gives the model's own token for "
+        f"Chosen on one half and scored on the other, a linear map of the subject's state gives the model's own {what} for "
         f"{scores['strict'].value:.0%} of {scores['strict'].n} held-out subjects ({_range(scores['strict'])}); the best "
-        f"control, {NAMES[best]}, {scores[best].value:.0%}. The inverse of such a map changes the answer to another "
-        f"subject's in {edits['causal'].value:.0%} of {edits['causal'].n} edits. With all samples block {chosen['layer']:.0f} is "
-        f"chosen, for edits block {chosen['edit_layer']:.0f}."
+        f"control, {NAMES[best]}, {scores[best].value:.0%}. "
     )
+    claim += (
+        f"The inverse of such a map changes the answer to another subject's in {edits['causal'].value:.0%} of "
+        f"{edits['causal'].n} edits. "
+        if edits
+        else "Causality is not measured: too few subjects have another with a different answer. "
+    )
+    claim += f"With all samples block {chosen['layer']:.0f} is chosen"
+    claim += "." if chosen["edit_layer"] is None else f", for edits block {chosen['edit_layer']:.0f}."
     table: dict[str, Any] = {
         "relation": known.name,
         "category": known.category,
-        "n_known": len(first.sample),
+        "objects": how.objects,
+        "n_known": first.n_known,
         "n_test": scores["strict"].n,
         "n_asked": first.n_asked,
         **{name: chosen[name] for name in ("layer", "beta", "rank", "edit_layer", "cut")},
         "faithful_strict": scores["strict"].value,
         "faithful_prefix": scores["prefix"].value,
-        "causality": edits["causal"].value,
+        "chance": first.chance,
+        "causality": edits["causal"].value if edits else None,
         "low": scores["strict"].low,
         "high": scores["strict"].high,
-        "causality_low": edits["causal"].low,
-        "causality_high": edits["causal"].high,
-        "controls": {name: scores[name].value for name in CONTROLS}
-        | {f"causal_{name}": edits[f"causal_{name}"].value for name in causal.CONTROLS},
+        "causality_low": edits["causal"].low if edits else None,
+        "causality_high": edits["causal"].high if edits else None,
+        "controls": {name: scores[name].value for name in how.controls}
+        | {name: edits[name].value if edits else None for name in names[1:]},
         "splits": [float(split.arrays["strict"].mean()) for split in splits],
     }
-    template = template_of(known, config.judge)
+    template = template_of(known, how)
     notes = [
-        f"Template: {template!r}; {config.judge.train} training samples, "
-        + ("asked without examples." if config.judge.zero_shot else "which are also the few-shot examples."),
-        "Layer and β (and the edit's layer and rank) are chosen on one half of the known samples and scored on the other, "
+        f"Template: {template!r}; {how.train} training samples, "
+        + ("asked without examples." if how.zero_shot else "which are also the few-shot examples."),
+        "Layer and β (and the edit's layer and rank) are chosen on one half of the samples and scored on the other, "
         "both ways; controls that have a layer choose theirs on the same half, the random operators take the operator's layer, β "
         "and rank. The layer, β and rank shown are those chosen with all.",
-        "Strict: the operator's likeliest token is the model's. Prefix: it begins the object. Intervals: Wilson's over "
-        "samples, at 95 %; of several splits a bootstrap.",
+        "Strict: the operator's answer is the model's. "
+        + (WHOLE if whole else "Prefix: the operator's likeliest token begins the object."),
+        "Intervals: Wilson's over samples, at 95 %; of several splits a bootstrap.",
+        f"The model knows {first.n_known} of {first.n_asked} samples that were asked; "
+        + (
+            "only these count."
+            if how.known
+            else "all count, so the operator is to say what the model says, true or not."
+        ),
         "An operator says what can be read from a state linearly, not that the model reads it so.",
     ]
     return Finding(
@@ -98,6 +123,13 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
     )
 
 
+WHOLE = (
+    "An answer is one of the relation's objects: the one whose tokens have the highest mean log-probability, for the model "
+    "written behind the question, for the operator all from one stream. The operator's target is the mean of the streams "
+    "that predict the object's tokens. Prefix: the operator's answer is the sample's object. First-token operator: estimated "
+    "where the prompt ends, it answers the object with the likeliest first token. An edit succeeds if the model's next token "
+    "is the first one of the other subject's object; the rest is not asked."
+)
 NAMES = {
     "strict": "operator, strict",
     "prefix": "operator, prefix",
@@ -108,6 +140,7 @@ NAMES = {
     "bias": "bias alone",
     "random": "random directions, same spectrum",
     "majority": "majority answer",
+    "first": "first-token operator, same objects",
     "causal": "operator's inverse",
     "causal_swap": "subject swap",
     "causal_unembedding": "unembedding row",
@@ -141,51 +174,27 @@ def _sections(split: Split, scores: Mapping[str, Interval], edits: Mapping[str, 
         line(name, look, layers, arrays[f"control_{name}"])
         for name, look in (("identity", "second"), ("translation", "third"), ("ridge", "control"), ("bias", "random"))
     ]
-    at = arrays["edit_layers"]
-    edited = [
-        line("inverse", "own", at, arrays["edited"].max(axis=1)),
-        line("subject swap", "second", at, arrays["edited_swap"]),
-        line("unembedding row", "third", at, arrays["edited_unembedding"]),
-        line("random directions", "random", at, arrays["edited_random"].max(axis=1)),
-    ]
     singular = arrays["singular"]
     S = singular / singular[0]
     ranks = arrays["cut_ranks"]
-    rows = [[NAMES[name], cell(found)] for name, found in (*scores.items(), *edits.items())]
+    rows: list[list[Any]] = [[NAMES[name], cell(found)] for name, found in (*scores.items(), *edits.items())]
+    if split.chance is not None:
+        rows.insert(len(scores), ["chance, one of the objects", split.chance])
     samples = [[subject, obj, mine, its, "yes" if mine == its else "no"] for subject, obj, mine, its in split.said]
     return [
         {
             "title": "Faithfulness, causality and their controls",
-            "text": "Held out: chosen on one half, scored on the other. The lower rows are edits.",
+            "text": "Held out: chosen on one half, scored on the other."
+            + (" The lower rows are edits." if edits else ""),
             "table": sheet("text what, percent share of samples", rows),
         },
         {
             "title": "Faithfulness by layer",
-            "text": "Share of the known samples for which the decoded token is the model's. Curves show every layer's best β "
+            "text": "Share of the samples for which the decoded answer is the model's. Curves show every layer's best β "
             "on all samples, so they flatter the operator a little; the table above does not.",
             "curve": {"x": "layer", "y": "faithful", "axis": "linear", "series": faithful},
         },
-        {
-            "title": "Causality by layer",
-            "text": "Share of edits after which the model answers as for the other subject, at every layer's best rank.",
-            "curve": {"x": "layer", "y": "changed", "axis": "linear", "series": edited},
-        },
-        {
-            "title": "Causality by rank",
-            "text": f"At layer {split.chosen['edit_layer']:.0f}; a full inverse fails, since small singular values blow up.",
-            "table": sheet(
-                "count rank, percent edits that succeed, percent random directions",
-                [
-                    [int(rank), float(mine), float(random)]
-                    for rank, mine, random in zip(
-                        causal.RANKS,
-                        arrays["edited"][list(at).index(split.chosen["edit_layer"])],
-                        arrays["edited_random"][list(at).index(split.chosen["edit_layer"])],
-                        strict=False,
-                    )
-                ],
-            ),
-        },
+        *([] if split.chosen["edit_layer"] is None else _edit_sections(split)),
         {
             "title": "Singular values of W",
             "text": f"At layer {split.chosen['layer']:.0f}, as a share of the largest.",
@@ -203,6 +212,34 @@ def _sections(split: Split, scores: Mapping[str, Interval], edits: Mapping[str, 
             "title": "Samples",
             "text": f"At layer {split.chosen['layer']:.0f} and β {split.chosen['beta']:g}, chosen with all samples.",
             "table": sheet("text subject, text object, text model, text operator, text same", samples),
+        },
+    ]
+
+
+def _edit_sections(split: Split) -> list[dict[str, Any]]:
+    arrays = split.arrays
+    at = arrays["edit_layers"]
+    chosen = list(at).index(split.chosen["edit_layer"])
+    edited = [
+        line("inverse", "own", at, arrays["edited"].max(axis=1)),
+        line("subject swap", "second", at, arrays["edited_swap"]),
+        line("unembedding row", "third", at, arrays["edited_unembedding"]),
+        line("random directions", "random", at, arrays["edited_random"].max(axis=1)),
+    ]
+    ranks = zip(causal.RANKS, arrays["edited"][chosen], arrays["edited_random"][chosen], strict=False)
+    return [
+        {
+            "title": "Causality by layer",
+            "text": "Share of edits after which the model answers as for the other subject, at every layer's best rank.",
+            "curve": {"x": "layer", "y": "changed", "axis": "linear", "series": edited},
+        },
+        {
+            "title": "Causality by rank",
+            "text": f"At layer {split.chosen['edit_layer']:.0f}; a full inverse fails, since small singular values blow up.",
+            "table": sheet(
+                "count rank, percent edits that succeed, percent random directions",
+                [[int(rank), float(mine), float(random)] for rank, mine, random in ranks],
+            ),
         },
     ]
 
