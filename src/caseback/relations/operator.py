@@ -100,7 +100,7 @@ class Operators:
         return invert(self.svd(layer), delta, ranks=ranks)
 
 
-def svd(W: Float[Tensor, "k d"]) -> Svd:
+def svd(W: Float[Tensor, "k d"]) -> tuple[Float[Tensor, "k r"], Float[Tensor, "r"], Float[Tensor, "r d"]]:
     """W = U diag(S) V, V with the right singular vectors as rows; in float32."""
     U, S, V = torch.linalg.svd(W.float(), full_matrices=False)
     return U, S, V

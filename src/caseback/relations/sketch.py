@@ -34,9 +34,11 @@ from caseback.relations.prompt import Prompt
 
 __all__ = ["PROBES", "STEP", "error_of", "find_basis", "probes"]
 
-STEP = 1e-2
-"""ε, as a share of the state's length."""
+STEP = 3e-2
+"""ε, as a share of the state's length. Smaller gives no better basis in float32 and a worse one in bfloat16, where z's
+rounding shows; at .3 the model is no longer linear."""
 PROBES = 8
+"""p."""
 
 
 @torch.no_grad()
