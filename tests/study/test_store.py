@@ -18,7 +18,7 @@ import pytest
 
 from caseback.core import registry
 from caseback.core.errors import CasebackError, StudyError, TaskError
-from caseback.study import Interrupted, Study, files, store
+from caseback.study import Filter, Interrupted, Study, files, store
 
 from . import toy
 
@@ -134,15 +134,47 @@ def test_the_list_of_runs(study):
     rows = study.runs()
     assert {row.id for row in rows} == {one.id, two.id}
     assert list(rows) == sorted(rows, key=lambda r: r.id, reverse=True)
-    (row,) = study.runs(task="alp", method="TOY", model="org/")
+    (row,) = study.runs(Filter(task="alp", method="TOY", model="org/"))
     assert row.id == one.id
     assert row.model == "org/toy"
     assert row.created == one.created
     assert row.status == "finished"
     assert row.headline == {"n": 4, "mean": one.table["mean"]}
-    assert study.runs(task="%") == ()
+    assert study.runs(Filter(task="%")) == ()
     shutil.rmtree(one.path)
     assert [row.id for row in study.runs()] == [two.id]
+    assert study.runs(Filter(words="alpha")) == ()
+
+
+def test_runs_are_found_by_their_words_and_days(study):
+    one, two = study.run(toy.spec("Alpha one")), study.run(toy.spec("beta", fail="so-so", steps=3))
+
+    def found(**wanted):
+        return [row.id for row in study.runs(Filter(**wanted))]
+
+    assert found(words="alp") == [one.id]
+    assert found(words="ALPHA on") == [one.id]
+    assert found(words="so-so steps") == [two.id]  # parameters count, by name and value
+    assert found(words="alpha beta") == []
+    assert found(words='" OR zzz -- *') == []
+    assert found(words="  ") == [two.id, one.id]
+    day = one.created[:10]
+    assert found(since=day, until=day) == [two.id, one.id]
+    assert found(since="2999-01-01") == found(until="1999-12-31") == []
+    assert found(since=two.created) == [two.id]
+
+
+def test_an_older_index_is_replaced(study):
+    record = study.run(toy.spec())
+    study.runs()
+    index = study.path / "index.sqlite"
+    base = sqlite3.connect(index)
+    with base:
+        base.execute("DROP TABLE words")
+        base.execute("PRAGMA user_version = 1")
+    base.close()
+    assert [row.id for row in study.runs(Filter(words="toy"))] == [record.id]
+    assert sqlite3.connect(index).execute("PRAGMA user_version").fetchone() == (2,)
 
 
 def test_the_index_can_go_and_come_back(study):

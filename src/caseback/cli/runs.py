@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,16 +35,26 @@ def runs(
     method: Annotated[str | None, typer.Option(help="Only runs whose method has this in its name.")] = None,
     model: Annotated[str | None, typer.Option(help="Only runs whose model has this in its name.")] = None,
     task: Annotated[str | None, typer.Option(help="Only runs whose task has this in its name.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DAY", help="Only runs made on this day (YYYY-MM-DD, UTC) or later.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="DAY", help="Only runs made on this day or before.")] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="Only runs with words that begin so in what was asked.")
+    ] = None,
     reindex: Annotated[bool, typer.Option("--reindex", help="Rebuild the index from the run folders first.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the runs of a study folder, newest first."""
-    from caseback.study import Study
+    from caseback.study import Filter, Study
 
+    for name, day in (("--since", since), ("--until", until)):
+        if day is not None and not _is_day(day):
+            raise typer.BadParameter(f"{name} is {day!r}; give a day as YYYY-MM-DD")
     folder = Study(study)
     if reindex:
         folder.reindex()
-    rows = folder.runs(method=method, model=model, task=task)
+    rows = folder.runs(Filter(method=method, model=model, task=task, since=since, until=until, words=search))
     if as_json:
         fields = ("id", "status", "method", "model", "task", "created", "headline", "note")
         _print_json([{name: getattr(row, name) for name in fields} for row in rows])
@@ -53,6 +64,13 @@ def runs(
         _print_table(("run", "status", "model", ""), cells)
     else:
         typer.echo(f"no such run in {folder.path}" if folder.ids() else f"no runs in {folder.path}")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def show(run: Run, study: StudyFolder = None, as_json: Json = False) -> None:

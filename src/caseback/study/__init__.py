@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caseback.study.files import Checkpoint
-from caseback.study.index import Row
+from caseback.study.index import Filter, Row
 from caseback.study.resume import Cost, Event, Interrupted, RunFolder
 from caseback.study.spec import Method, Spec, plain
 from caseback.study.store import Record, Study
@@ -12,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Cost",
     "Event",
+    "Filter",
     "Interrupted",
     "Method",
     "Record",

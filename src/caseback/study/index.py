@@ -1,23 +1,52 @@
 """The list of runs in SQLite: a cache of one row a run, so that two thousand runs list at once.
 
 It is brought up to date when it is read: folders without a row are read, rows without a folder go, rows of runs that
-were not finished are read again. Where it cannot be written (read-only folder, another version's file, a damaged file
-in use) the list is made in memory instead, so a study can always be listed; a damaged file is replaced.
+were not finished are read again. Words are found by FTS5 over everything that was asked. Where it cannot be written
+(read-only folder, a newer version's file, a damaged file in use) the list is made in memory instead, so a study can
+always be listed; a damaged or an older file is replaced.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Row", "rows"]
+__all__ = ["EVERY", "Filter", "Row", "rows"]
 
-_VERSION = 1
-_COLUMNS = "id, method, model, task, created, status, headline, note"
+_VERSION = 2
+_COLUMNS = "id, method, model, task, created, status, headline, note, asked"
+_TABLES = (
+    "DROP TABLE IF EXISTS runs",
+    "DROP TABLE IF EXISTS words",
+    f"CREATE TABLE runs ({_COLUMNS.replace('id', 'id TEXT PRIMARY KEY', 1)})",
+    "CREATE VIRTUAL TABLE words USING fts5(id UNINDEXED, text, prefix = '2 3')",
+    f"PRAGMA user_version = {_VERSION}",
+)
+_MARKS = ", ".join("?" * len(_COLUMNS.split(",")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which runs are listed; None: all."""
+
+    method: str | None = None
+    """A part of the name, upper and lower case alike; so with model and task."""
+    model: str | None = None
+    task: str | None = None
+    since: str | None = None
+    """ISO 8601, UTC: a day, or a day and time. Runs made then or later."""
+    until: str | None = None
+    """Runs made before the end of that day, or before that time."""
+    words: str | None = None
+    """Beginnings of words that all occur in what was asked."""
+
+
+EVERY = Filter()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,64 +64,87 @@ class Row:
     """The numbers of the result's table that stand alone (not in lists)."""
     note: str
     """Why the run failed or cannot be opened; empty otherwise."""
+    asked: str = ""
+    """The parameters, as JSON: what a search looks through."""
 
 
-def rows(
-    path: Path,
-    ids: Sequence[str],
-    read: Callable[[str], Row],
-    *,
-    method: str | None,
-    model: str | None,
-    task: str | None,
-) -> tuple[Row, ...]:
+def rows(path: Path, ids: Sequence[str], read: Callable[[str], Row], wanted: Filter) -> tuple[Row, ...]:
     """The rows of these runs, newest first; `read` makes the row of one run from its folder."""
-    where = {"method": method, "model": model, "task": task}
     if not ids:
         return ()
     try:
-        return _rows(str(path), ids, read, where)
+        return _rows(str(path), ids, read, wanted)
     except sqlite3.OperationalError:
-        pass  # not writable, locked for long, or another version's
+        pass  # not writable, locked for long, or a newer version's
     except sqlite3.DatabaseError:
         with suppress(OSError, sqlite3.Error):
             path.unlink()
-            return _rows(str(path), ids, read, where)
-    return _rows(":memory:", ids, read, where)
+            return _rows(str(path), ids, read, wanted)
+    return _rows(":memory:", ids, read, wanted)
 
 
-def _rows(
-    place: str, ids: Sequence[str], read: Callable[[str], Row], where: Mapping[str, str | None]
-) -> tuple[Row, ...]:
+def _rows(place: str, ids: Sequence[str], read: Callable[[str], Row], wanted: Filter) -> tuple[Row, ...]:
     with closing(sqlite3.connect(place, timeout=5)) as base:
-        (version,) = base.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _VERSION):
-            raise sqlite3.OperationalError("the index is of another version")
         base.execute("PRAGMA journal_mode = WAL")
+        (version,) = base.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise sqlite3.OperationalError("the index is of a newer version")
+        if version < _VERSION:
+            _make(base)
+        known = dict(base.execute("SELECT id, status FROM runs"))
+        gone = [(run,) for run in known.keys() - set(ids)]
+        changing = [read(run) for run in ids if known.get(run) != "finished"]
         with base:
-            if version == 0:
-                base.execute(f"CREATE TABLE IF NOT EXISTS runs ({_COLUMNS.replace('id', 'id TEXT PRIMARY KEY', 1)})")
-                base.execute(f"PRAGMA user_version = {_VERSION}")
-            known = dict(base.execute("SELECT id, status FROM runs"))
-            base.executemany("DELETE FROM runs WHERE id = ?", [(run,) for run in known.keys() - set(ids)])
-            changing = [read(run) for run in ids if known.get(run) != "finished"]
-            base.executemany(
-                f"INSERT OR REPLACE INTO runs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_flat, changing)
-            )
-        asked = [(column, text) for column, text in where.items() if text is not None]
-        condition = " AND ".join(f"instr(lower({column}), lower(?)) > 0" for column, _ in asked) or "1"
-        found = base.execute(
-            f"SELECT {_COLUMNS} FROM runs WHERE {condition} ORDER BY id DESC", [text for _, text in asked]
-        )
+            old = [*gone, *((row.id,) for row in changing)]
+            base.executemany("DELETE FROM runs WHERE id = ?", old)
+            base.executemany("DELETE FROM words WHERE id = ?", old)
+            base.executemany(f"INSERT OR REPLACE INTO runs ({_COLUMNS}) VALUES ({_MARKS})", map(_flat, changing))
+            base.executemany("INSERT INTO words (id, text) VALUES (?, ?)", ((row.id, _text(row)) for row in changing))
+        condition, values = _condition(wanted)
+        found = base.execute(f"SELECT {_COLUMNS} FROM runs WHERE {condition} ORDER BY id DESC", values)
         return tuple(_row(values) for values in found)
 
 
+def _make(base: sqlite3.Connection) -> None:
+    """Empty tables, unless another process made them meanwhile."""
+    with base:
+        base.execute("BEGIN IMMEDIATE")
+        (version,) = base.execute("PRAGMA user_version").fetchone()
+        for statement in _TABLES if version < _VERSION else ():
+            base.execute(statement)
+
+
+def _condition(wanted: Filter) -> tuple[str, list[str]]:
+    """The filter in SQL, and its values."""
+    parts, values = ["1"], []
+    for column in ("method", "model", "task"):
+        if (text := getattr(wanted, column)) is not None:
+            parts.append(f"instr(lower({column}), lower(?)) > 0")
+            values.append(text)
+    if wanted.since is not None:
+        parts.append("created >= ?")
+        values.append(wanted.since)
+    if wanted.until is not None:
+        parts.append("created < ? || '~'")  # '~' sorts behind every digit, so a day holds its times
+        values.append(wanted.until)
+    if wanted.words is not None and (words := re.findall(r"\w+", wanted.words)):
+        parts.append("id IN (SELECT id FROM words WHERE words MATCH ?)")
+        values.append(" ".join(f'"{word}"*' for word in words))
+    return " AND ".join(parts), values
+
+
 def _flat(row: Row) -> tuple[str, ...]:
-    return (row.id, row.method, row.model, row.task, row.created, row.status, json.dumps(row.headline), row.note)
+    headline = json.dumps(row.headline)
+    return (row.id, row.method, row.model, row.task, row.created, row.status, headline, row.note, row.asked)
+
+
+def _text(row: Row) -> str:
+    """What a search looks through."""
+    return " ".join((row.id, row.method, row.model, row.task, row.status, row.note, *row.headline, row.asked))
 
 
 def _row(values: Sequence[str]) -> Row:
-    run, method, model, task, created, status, headline, note = values
+    run, method, model, task, created, status, headline, note, asked = values
     return Row(
         id=run,
         method=method,
@@ -102,4 +154,5 @@ def _row(values: Sequence[str]) -> Row:
         status=status,
         headline=json.loads(headline),
         note=note,
+        asked=asked,
     )

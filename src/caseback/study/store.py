@@ -12,6 +12,7 @@ brought up to date when it is read, so computing never waits for it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ from caseback.core.errors import CasebackError, StudyError
 from caseback.core.progress import Progress, silent
 from caseback.core.provenance import environment, versions
 from caseback.study.files import Checkpoint, Saved, cannot_write, read_checkpoint, read_json, write_json
-from caseback.study.index import Row, rows
+from caseback.study.index import EVERY, Filter, Row, rows
 from caseback.study.resume import Cost, Event, Interrupted, RunFolder, cost, is_locked, locked, read_events
 from caseback.study.spec import Method, Spec
 
@@ -221,9 +222,9 @@ class Study:
             return ()
         return tuple(sorted(names))
 
-    def runs(self, *, method: str | None = None, model: str | None = None, task: str | None = None) -> tuple[Row, ...]:
-        """The list of runs, newest first; filters are parts of the names, upper and lower case alike."""
-        return rows(self.path / "index.sqlite", self.ids(), self._row, method=method, model=model, task=task)
+    def runs(self, wanted: Filter = EVERY) -> tuple[Row, ...]:
+        """The list of runs, newest first."""
+        return rows(self.path / "index.sqlite", self.ids(), self._row, wanted)
 
     def reindex(self) -> int:
         """Rebuild the index from the folders; returns the number of runs in it."""
@@ -259,6 +260,7 @@ class Study:
             status=status,
             headline=headline,
             note=note,
+            asked=json.dumps(spec.params, ensure_ascii=False),
         )
 
     def _same(self, spec: Spec) -> Record | None:
