@@ -7,6 +7,9 @@ direction g of the stream, M = g · x + const, and x is the embedding plus what 
 `accumulated_bias` and `stack_head_results`). A norm behind a part (OLMo 2, Gemma 2) is frozen in the same way. The
 terms sum to the metric; how nearly is reported, and more than round-off is refused.
 
+A site's own term can be split further over a dictionary's features (`caseback.reading.features`); `cut_at` gives what that
+needs.
+
 It is the direct effect alone: what a head does through later heads is not in its term. A soft cap of the logits
 (Gemma) is not linear, so there the logits before the cap are attributed, and `softcap` says so.
 """
@@ -29,14 +32,17 @@ from caseback.evidence.intervals import DEFAULT, Interval, Resampling
 from caseback.model.batch import Batch
 from caseback.model.hooks import module_at
 from caseback.model.model import Model
-from caseback.model.run import Run
+from caseback.model.run import Run, plan_sites
+from caseback.model.sites import parse
 from caseback.reading.columns import By, columns_of
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import logit_diff
 
-__all__ = ["Attribution", "Of", "attribute_logits"]
+__all__ = ["CUTS", "Attribution", "Cut", "Of", "attribute_logits", "cut_at"]
 
 Of = Literal["logit_diff", "answers"]
+CUTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+"""Sites whose value is a share of the last token's stream."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +95,21 @@ class Attribution:
         return dict(zip(self.names, mean_intervals(self.terms, how=how), strict=True))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """One site's share of the metric at the last token: total = g · x + outside, example by example."""
+
+    site: str
+    x: Float[Tensor, "example d"]
+    """The site's value at the last token."""
+    g: Float[Tensor, "example d"]
+    """The metric's direction in the stream, in logits a unit; the norms' scales held at their values."""
+    outside: Float[np.ndarray, "example"]
+    """Terms of all that is not at the site: of a part's output the other parts, of a stream what is added after it."""
+    total: Float[np.ndarray, "example"]
+    softcap: float | None
+
+
 def attribute_logits(
     model: Model,
     pairs: PairBatch,
@@ -106,33 +127,21 @@ def attribute_logits(
     ReadingError for a metric that is not linear in logits, for a layer there is not, and where the terms do not sum
     to the metric.
     """
-    if of is None and pairs.metric != "logit_diff":
-        raise ReadingError(
-            f"the metric {pairs.metric!r} is not linear in logits, so it is no sum over parts; pass of='logit_diff' or "
-            "of='answers' to attribute these pairs' logits"
-        )
-    if of not in (None, "logit_diff", "answers"):
-        raise ReadingError(f"there is no linear metric {of!r}; there are: logit_diff, answers")
+    chosen = _linear(pairs, of)
     if neurons is not None and neurons not in model.site_layers["mlp_hidden"]:
         raise ReadingError(
             f"the MLP of layer {neurons} has no single row of neurons; layers that have: "
             f"{', '.join(map(str, model.site_layers['mlp_hidden'])) or 'none'}"
         )
     _require(model)
-    pairs = pairs.to(model.device)
-    chosen: Of = of or "logit_diff"
     names = columns_of(pairs.clean, columns).names
-    parts: list[dict[str, Tensor]] = []
-    for start in range(0, pairs.n, rows):
-        parts.append(_split(model, pairs[start : start + rows], chosen, neurons, columns))
-        progress("attribute", min(start + rows, pairs.n), pairs.n)
-    found = {key: torch.cat([part[key] for part in parts], dim=-1).double().cpu().numpy() for key in parts[0]}
-    cap = _config(model, model.family.logit_softcap, 0.0)
+    tensors = _terms(model, pairs, chosen, neurons=neurons, by=columns, rows=rows, progress=progress)
+    found = {key: value.double().cpu().numpy() for key, value in tensors.items()}
     attribution = Attribution(
         of=chosen,
         columns=names,
         neurons_of=neurons,
-        softcap=cap or None,
+        softcap=_softcap(model),
         error=float(np.abs(found["sum"] - found["total"]).max()),
         sources=found.get("sources"),
         neurons=found.get("neurons"),
@@ -143,13 +152,101 @@ def attribute_logits(
     return attribution
 
 
+def cut_at(
+    model: Model,
+    pairs: PairBatch,
+    site: str,
+    *,
+    of: Of | None = None,
+    rows: int = 16,
+    progress: Progress = silent,
+) -> Cut:
+    """What one site of the stream's width (`CUTS`, as "mlp_out.5") has to do with the metric, directly.
+
+    Cost: one forward. Raises as `attribute_logits` does, SiteError for a site the model does not have, ReadingError for one
+    that is no share of the stream.
+    """
+    chosen = _linear(pairs, of)
+    asked, any_layer, _ = parse(site)
+    if asked.name not in CUTS or any_layer or asked.layer is None or asked.position is not None:
+        raise ReadingError(
+            f"{site!r} is no share of the stream; give one of {', '.join(CUTS)} with its layer: mlp_out.5"
+        )
+    plan_sites(model, [asked])
+    _require(model)
+    found = _terms(model, pairs, chosen, at=site, rows=rows, progress=progress)
+    layer, attention = asked.layer, found["heads"].sum(dim=1) + found["attn_biases"]
+    parts = torch.stack([attention, found["mlps"]], dim=1)  # [layer, attention or MLP, example]
+    outside = torch.ones(parts.shape[:2], dtype=torch.bool, device=parts.device)
+    if asked.name in ("attn_out", "mlp_out"):
+        outside[layer, CUTS.index(asked.name) - CUTS.index("attn_out")] = False
+        rest = found["embed"] + found["final_bias"]
+    else:
+        outside[:layer] = False
+        outside[layer, : CUTS.index(asked.name)] = False  # resid_pre: neither, resid_mid: attention, resid_post: both
+        rest = found["final_bias"]
+    rest = rest + parts[outside].sum(dim=0)
+    x, g = found["x"].T, found["g"].T
+    apart = float((_dot(g, x) + rest - found["total"]).abs().max())
+    _bear(model, apart, float((parts.abs().sum(dim=(0, 1)) + found["embed"].abs()).max()))
+    return Cut(
+        site=site,
+        x=x,
+        g=g,
+        outside=rest.double().cpu().numpy(),
+        total=found["total"].double().cpu().numpy(),
+        softcap=_softcap(model),
+    )
+
+
+def _linear(pairs: PairBatch, of: Of | None) -> Of:
+    """What is attributed, a sum of logits."""
+    if of is None and pairs.metric != "logit_diff":
+        raise ReadingError(
+            f"the metric {pairs.metric!r} is not linear in logits, so it is no sum over parts; pass of='logit_diff' or "
+            "of='answers' to attribute these pairs' logits"
+        )
+    if of not in (None, "logit_diff", "answers"):
+        raise ReadingError(f"there is no linear metric {of!r}; there are: logit_diff, answers")
+    return of or "logit_diff"
+
+
+def _softcap(model: Model) -> float | None:
+    return _config(model, model.family.logit_softcap, 0.0) or None
+
+
+def _terms(
+    model: Model,
+    pairs: PairBatch,
+    of: Of,
+    *,
+    neurons: int | None = None,
+    by: By | None = None,
+    at: str | None = None,
+    rows: int,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """All terms, the example axis last, `rows` prompts run at a time."""
+    pairs = pairs.to(model.device)
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, pairs.n, rows):
+        parts.append(_split(model, pairs[start : start + rows], of, neurons, by, at))
+        progress("attribute", min(start + rows, pairs.n), pairs.n)
+    return {key: torch.cat([part[key] for part in parts], dim=-1) for key in parts[0]}
+
+
 def _check(model: Model, found: Attribution) -> None:
-    half = next(model.hf.parameters()).dtype in (torch.float16, torch.bfloat16)
     scale = float(np.abs(found.terms).sum(axis=0).max())
     worst = found.error
     if found.neurons is not None and found.neuron_bias is not None and found.neurons_of is not None:
         apart = found.neurons.sum(axis=0) + found.neuron_bias - found.mlps[found.neurons_of]
         worst = max(worst, float(np.abs(apart).max()))
+    _bear(model, worst, scale)
+
+
+def _bear(model: Model, worst: float, scale: float) -> None:
+    """Refuse terms that miss their sum by more than round-off."""
+    half = next(model.hf.parameters()).dtype in (torch.float16, torch.bfloat16)
     if worst > (5e-2 if half else 1e-3) * max(scale, 1.0):
         raise ReadingError(
             f"the terms of {model.name} differ from its metric by {worst:.2g} logits, more than round-off: the row of "
@@ -189,13 +286,16 @@ def _norm(model: Model, module: nn.Module, what: str) -> Norm:
 
 
 @torch.no_grad()
-def _split(model: Model, pairs: PairBatch, of: Of, neurons: int | None, by: By | None) -> dict[str, Tensor]:
-    """All terms of some pairs, the example axis last."""
+def _split(
+    model: Model, pairs: PairBatch, of: Of, neurons: int | None, by: By | None, at: str | None
+) -> dict[str, Tensor]:
+    """All terms of some pairs, the example axis last; with `at` that site's value x and the direction g."""
     batch, family, layers = pairs.clean, model.family, range(model.n_layers)
-    inside = family.attention == "registered" and family.plain_heads
+    inside = at is None and family.attention == "registered" and family.plain_heads
     reads = ["resid_pre.0@end", "resid_final@end", "final_norm_out@end", "z.*@end", "mlp_out.*@end"]
     reads += ["pattern.*@end", "v.*"] if inside else []
     reads += [f"mlp_hidden.{neurons}@end"] if neurons is not None else []
+    reads += [f"{at}@end"] if at is not None else []
     run = model.run(batch, read=reads)
     assert run.logits is not None
     scale = _config(model, family.logit_multiplier, 1.0) / _config(model, family.logit_divisor, 1.0)
@@ -231,6 +331,8 @@ def _split(model: Model, pairs: PairBatch, of: Of, neurons: int | None, by: By |
         assert down is not None
         at_neurons, out["neuron_bias"] = _behind(model, neurons, 1, down, hidden, g)
         out["neurons"] = (hidden.float() * at_neurons).T
+    if at is not None:
+        out |= {"x": run[f"{at}@end"].float().T, "g": g.T}
     out["sum"] = (
         out["embed"]
         + out["heads"].sum(dim=(0, 1))
