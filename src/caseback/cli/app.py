@@ -36,6 +36,8 @@ COMMANDS = {
     "patch": ("caseback.cli.reading:patch", "Which layers and positions carry a task's answer."),
     "dla": ("caseback.cli.reading:dla", "Which heads and MLPs write a task's answer."),
     "heads": ("caseback.cli.heads:heads", "Previous-token, duplicate, induction and copying heads."),
+    "attention": ("caseback.cli.heads:attention", "Where heads look in a prompt, and what they take from there."),
+    "weights": ("caseback.cli.heads:weights", "What heads and neurons read and write, from their weights alone."),
     "attribute-input": ("caseback.cli.reading:attribute_input", "Which tokens of a prompt the answer comes from."),
     "schema": ("caseback.cli.schema:app", "Schemas: induce, propose and apply the spans of a task."),
     "model": ("caseback.cli.model:app", "Models: sites, families, and the identities that must hold."),
@@ -47,6 +49,11 @@ COMMANDS = {
     "show": ("caseback.cli.runs:show", "Print a run."),
     "report": ("caseback.cli.runs:report", "Write a run's page and print where it is."),
     "resume": ("caseback.cli.runs:resume", "Go on with a run that was stopped."),
+    "table": ("caseback.cli.casebook:table", "A run's tables as CSV or JSON Lines."),
+    "compare": ("caseback.cli.casebook:compare", "What differs between two runs."),
+    "export": ("caseback.cli.casebook:export", "Write a run to one file, to send it."),
+    "import": ("caseback.cli.casebook:import_", "Take in a run from such a file."),
+    "gc": ("caseback.cli.casebook:gc", "Delete what a study folder can do without."),
 }
 """Command → where it is ("module:attribute", a typer app or a function) and its line in the help."""
 

@@ -21,7 +21,7 @@ from caseback.cli.progress import progress
 if TYPE_CHECKING:
     from caseback.study import Record
 
-__all__ = ["report", "resume", "runs", "show"]
+__all__ = ["Run", "StudyFolder", "print_table", "report", "resume", "runs", "show"]
 
 StudyFolder = Annotated[
     Path | None,
@@ -61,7 +61,7 @@ def runs(
     elif rows:
         numbers = ["  ".join(f"{name} {_cell(value)}" for name, value in row.headline.items()) for row in rows]
         cells = [(row.id, row.status, row.model, said or row.note) for row, said in zip(rows, numbers, strict=True)]
-        _print_table(("run", "status", "model", ""), cells)
+        print_table(("run", "status", "model", ""), cells)
     else:
         typer.echo(f"no such run in {folder.path}" if folder.ids() else f"no runs in {folder.path}")
 
@@ -143,7 +143,7 @@ def _show(record: Record, as_json: bool) -> None:
         typer.echo(f"{name:<{width}}  {_cell(value)}")
     for columns in _columns(table):
         typer.echo()
-        _print_table(tuple(columns), list(zip(*columns.values(), strict=True)))
+        print_table(tuple(columns), list(zip(*columns.values(), strict=True)))
     typer.echo()
     if not done and status != "running":
         typer.echo(f"to go on: caseback resume {record.id}")
@@ -172,7 +172,8 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1))
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Drawn on a terminal, aligned text elsewhere."""
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = [all(isinstance(row[i], (int, float, type(None))) for row in rows) for i in range(len(columns))]
     if sys.stdout.isatty():

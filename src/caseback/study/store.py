@@ -177,7 +177,7 @@ class Study:
         `have` hands the method what is loaded already, under names the method knows (`model`, `task`).
         """
         method: Method = registry.get("method", spec.method)
-        self._make(self._runs)
+        self.make()
         with locked(self.path / "lock", wait=30.0, busy=lambda: f"the study {self.path} is locked by another process"):
             record = None if force else self._same(spec)
             new = record is None
@@ -225,6 +225,10 @@ class Study:
     def runs(self, wanted: Filter = EVERY) -> tuple[Row, ...]:
         """The list of runs, newest first."""
         return rows(self.path / "index.sqlite", self.ids(), self._row, wanted)
+
+    def make(self) -> None:
+        """Make the folder; StudyError where that cannot be done."""
+        self._make(self._runs)
 
     def reindex(self) -> int:
         """Rebuild the index from the folders; returns the number of runs in it."""

@@ -1,0 +1,140 @@
+"""Two runs side by side: what was asked differently, and what came out differently.
+
+Where both runs measured the same examples, example by example, and a method says which of its arrays those are
+(registered as ("paired", method): a function of a record to named `Paired` values), a difference of means gets a paired
+bootstrap interval: what the examples have in common falls out. Everything else is a difference of two numbers, and no
+interval is made up for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from caseback.core import registry
+from caseback.core.errors import StudyError
+from caseback.evidence import Interval, difference_interval
+from caseback.study.store import Record
+
+__all__ = ["Change", "Comparison", "Paired", "compare"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paired:
+    """A score of every example."""
+
+    keys: Sequence[str]
+    """What makes an example the same one in another run."""
+    values: Float[np.ndarray, "example"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that differs."""
+
+    name: str
+    a: Any
+    b: Any
+    """None where the run has no such thing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Run B against run A."""
+
+    a: str
+    b: str
+    asked: tuple[Change, ...]
+    """Settings, model files and data that differ."""
+    found: tuple[Change, ...]
+    """Numbers of the result that differ, the cost aside."""
+    paired: Mapping[str, Interval]
+    """B − A of a mean over the examples both measured, with its paired interval."""
+    note: str
+    """Why there are no paired intervals; empty where there are."""
+
+
+def compare(a: Record, b: Record) -> Comparison:
+    """Compare two finished runs of one method; StudyError for two methods, or for a run without a result."""
+    if a.spec.method != b.spec.method:
+        raise StudyError(
+            f"{a.id} is a {a.spec.method} run and {b.id} a {b.spec.method} run; only runs of one method are compared"
+        )
+    results = [flat(dict(record.result["table"])) for record in (a, b)]
+    numbers = [{k: v for k, v in one.items() if v is None or isinstance(v, int | float)} for one in results]
+    paired, note = _paired(a, b)
+    return Comparison(
+        a=a.id,
+        b=b.id,
+        asked=_changes(*(flat(_asked(record)) for record in (a, b))),
+        found=_changes(*numbers),
+        paired=paired,
+        note=note,
+    )
+
+
+def flat(values: Any, above: str = "") -> dict[str, Any]:
+    """{"a": {"b": [1, 2]}} → {"a.b.0": 1, "a.b.1": 2}."""
+    if isinstance(values, Mapping):
+        parts = values.items()
+    elif isinstance(values, list | tuple):
+        parts = dict(enumerate(values)).items()
+    else:
+        return {above: values}
+    found: dict[str, Any] = {}
+    for name, value in parts:
+        found |= flat(value, f"{above}.{name}" if above else str(name))
+    return found
+
+
+def _asked(record: Record) -> dict[str, Any]:
+    spec = record.spec
+    return {**spec.params, "model": spec.model, "data": spec.data, "versions": dict(record.versions)}
+
+
+def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Change, ...]:
+    names = dict.fromkeys([*a, *b])
+    return tuple(Change(name, a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name))
+
+
+def _paired(a: Record, b: Record) -> tuple[dict[str, Interval], str]:
+    if a.spec.method not in registry.names("paired"):
+        return {}, f"a {a.spec.method} run keeps no score of every example, so there are no paired intervals"
+    give = registry.get("paired", a.spec.method)
+    mine, its = give(a), give(b)
+    found: dict[str, Interval] = {}
+    for name in mine.keys() & its.keys():
+        place = {key: i for i, key in enumerate(its[name].keys)}
+        both = [(i, place[key]) for i, key in enumerate(mine[name].keys) if key in place]
+        if len(both) > 1:
+            first, second = (np.array(side) for side in zip(*both, strict=True))
+            found[name] = difference_interval(its[name].values[second], mine[name].values[first])
+    return dict(sorted(found.items())), "" if found else "the two runs measured different examples"
+
+
+# --- scores of every example, by method ------------------------------------------------------------------------------
+
+
+def of_circuit(record: Record) -> dict[str, Paired]:
+    """Of the chosen circuit on every held-out pair."""
+    arrays = record.stage("evaluate").arrays
+    chosen = list(record.table["sizes"]).index(record.details["chosen"]["edges"])
+    keys = [f"{record.spec.data} {i}" for i in range(len(arrays["full"]))]
+    names = {"metric": "metric of the chosen circuit", "agreement": "agreement with the model", "kl": "KL to the model"}
+    return {name: Paired(keys=keys, values=arrays[array][chosen]) for array, name in names.items()}
+
+
+def of_relation(record: Record) -> dict[str, Paired]:
+    """Of the first split's known samples, chosen on the half they are not in."""
+    arrays = record.stage("split-0").arrays
+    found = {}
+    for name in ("strict", "prefix", "causal"):
+        values = arrays[name].astype(float)
+        told = ~np.isnan(values)
+        keys = [f"{record.spec.data} {place}" for place in arrays["sample"][told]]
+        found[name] = Paired(keys=keys, values=values[told])
+    return found

@@ -1,0 +1,64 @@
+"""Two runs side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from caseback.core import registry
+from caseback.core.errors import StudyError
+from caseback.study import Study
+from caseback.study.compare import Change, Paired, compare
+
+from . import toy
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(tmp_path / "casebook")
+
+
+def paired(record):
+    """Scores of examples 0 to 9 (seed 0) or 5 to 14 (another seed), each worth its number, 0.5 more in the second."""
+    first = record.spec.params["seed"] == 0
+    keys = range(10) if first else range(5, 15)
+    noise = np.random.default_rng(3).normal(size=15)[list(keys)]
+    return {"score": Paired(keys=[str(k) for k in keys], values=np.array(keys) + noise + (0 if first else 0.5))}
+
+
+def test_what_differs_is_named(study):
+    a, b = study.run(toy.spec()), study.run(toy.spec(seed=1))
+    found = compare(a, b)
+    assert (found.a, found.b) == (a.id, b.id)
+    assert found.asked == (Change("seed", 0, 1),)
+    assert Change("mean", a.table["mean"], b.table["mean"]) in found.found
+    assert not any(change.name.startswith(("seconds", "run")) for change in found.found)
+    assert found.paired == {} and "keeps no score of every example" in found.note
+    same = compare(a, a)
+    assert (same.asked, same.found) == ((), ())
+
+
+def test_lists_of_other_lengths(study):
+    a, b = study.run(toy.spec()), study.run(toy.spec(steps=5))
+    names = {change.name: (change.a, change.b) for change in compare(a, b).found}
+    assert names["n"] == (4, 5)
+    assert names["seen.4"] == (None, 4)
+
+
+def test_examples_both_measured_are_paired(study, monkeypatch):
+    monkeypatch.setitem(registry._OFFERS, ("paired", "toy"), f"{__name__}:paired")
+    a, b = study.run(toy.spec()), study.run(toy.spec(seed=1))
+    interval = compare(a, b).paired["score"]
+    assert interval.n == 5
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.5, 0.5, 0.5))  # the noise is shared
+    assert compare(b, a).paired["score"].value == pytest.approx(-0.5)
+
+
+def test_runs_of_two_methods_are_not_compared(study, monkeypatch):
+    monkeypatch.setitem(registry._OFFERS, ("method", "other"), f"{toy.__name__}:METHOD")
+    from caseback.study import Spec
+
+    a = study.run(toy.spec())
+    b = study.run(Spec.of("other", toy.Config(), task="t"))
+    with pytest.raises(StudyError, match="only runs of one method are compared"):
+        compare(a, b)
