@@ -120,9 +120,8 @@ def attribute(
     from caseback.relations.judge import JudgeConfig
     from caseback.study.readings import ATTRIBUTE
 
-    judge = JudgeConfig(seed=seed, known=not twin)
-    own = {"prompt": prompt, "relation": relation, "objects": tuple(object or ()), "judge": judge}
-    carry_out(ATTRIBUTE, locals(), own)
+    own = {"prompt": prompt, "relation": relation, "objects": tuple(object or ())}
+    carry_out(ATTRIBUTE, locals(), own | {"judge": JudgeConfig(seed=seed)})
 
 
 def attribute_input(

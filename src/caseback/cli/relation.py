@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from caseback.cli import relation_uses
 from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Seed, Twin
 from caseback.cli.progress import progress
 from caseback.cli.say import say
@@ -20,7 +21,7 @@ __all__ = ["app"]
 
 
 class _NameOrCommand(TyperGroup):
-    """`list`, `judge` and `cross` are commands; any other first word is a relation to judge."""
+    """A first word that is no command is a relation to judge; one that is called like a command is named by its file."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
@@ -33,6 +34,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Relations as linear maps: `caseback relation NAME|FILE`, `caseback relation list`.",
 )
+for use in (relation_uses.cross, relation_uses.concepts, relation_uses.distract, relation_uses.isolate):
+    app.command()(use)
 
 
 @app.command("list")
@@ -139,41 +142,6 @@ def judge(
         say(records[0])
         return
     _category(tables, left_out)
-
-
-@app.command("cross")
-def cross(
-    relations: Annotated[list[str], typer.Argument(metavar="NAME|FILE…", help="At least two relations.")],
-    model: ModelName = None,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    out: Out = None,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Apply each relation's operator to the subjects of every other; relations not yet judged are judged first."""
-    from caseback.relations.judge import JudgeConfig
-    from caseback.study import Study
-    from caseback.study.cross import CROSS, CrossConfig
-    from caseback.study.relation import RELATION, RelationConfig
-
-    common: dict[str, Any] = {"model": model, "seed": seed, "dtype": dtype, "device": device}
-    config = CrossConfig(relations=tuple(relations), judge=JudgeConfig(seed=seed), **common)
-    config.data()  # says at once which relation there is not
-    with progress() as tick:
-        loaded = config.load_model(tick)
-        have: dict[str, Any] = {"model": loaded, "splits": {}}
-        for name in config.relations:
-            spec = RELATION.spec(
-                RelationConfig(relation=name, judge=config.judge, **common), loaded, passed={"relation": name}
-            )
-            have["splits"][name] = Study(out).run(spec, progress=tick, have={"model": loaded}).stage("split-0")
-        record = Study(out).run(CROSS.spec(config, loaded, passed={}), progress=tick, force=force, have=have)
-    if as_json:
-        typer.echo(json.dumps(record.table))
-    else:
-        say(record)
 
 
 def _category(tables: list[dict[str, Any]], left_out: dict[str, str]) -> None:

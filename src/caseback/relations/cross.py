@@ -30,7 +30,7 @@ from caseback.relations.observe import Observed
 from caseback.relations.operator import decode, invert, spectrum_twin, svd
 from caseback.relations.relation import Relation
 
-__all__ = ["CrossEvaluation", "Isolation", "Operator", "cross_evaluate", "isolate", "siblings"]
+__all__ = ["EDITS", "CrossEvaluation", "Isolation", "Operator", "cross_evaluate", "isolate", "siblings"]
 
 EDITS = ("lre", "swap", "random")
 

@@ -169,15 +169,15 @@ def _read(study: Study, id: str, name: str, model: Model) -> Judged:
         raise StudyError(f"{what} is damaged ({damage[0]}); `caseback resume {id}` makes it again")
     if record.spec.model.get("files") != plain(model.source.files):
         raise StudyError(f"{what} is of {record.spec.model.get('id')}, not of {model.name}; {anew}")
-    config = record.spec.config(RelationConfig)
+    config: RelationConfig = record.spec.config(RelationConfig)
     if record.spec.data != RelationConfig(relation=name).data():
         raise StudyError(
             f"{what} is of {config.relation!r} with other samples or templates than {name!r} has now; {anew}"
         )
-    if config.judge.objects != "first":
+    if config.judged.objects != "first":
         raise RelationError(f"{what} reads whole objects, and its uses know first tokens only; judge by first tokens")
     split = record.stage("split-0")
-    return Judged(run=id, relation=relation, judge=config.judge, chosen=split.data["chosen"], arrays=split.arrays)
+    return Judged(run=id, relation=relation, judge=config.judged, chosen=split.data["chosen"], arrays=split.arrays)
 
 
 def _drawn(relation: Relation, judge: JudgeConfig) -> tuple[list[int], list[int]]:
