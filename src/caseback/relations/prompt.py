@@ -2,7 +2,7 @@
 
 A prompt is the few-shot examples, a line each ("template(subject) object"), then the template with the subject that is
 asked. The subject is found by the characters it was written to, never by searching for it: "cat" stands in "category".
-So are an object's tokens, where it is written behind the question.
+An object's tokens are those that follow the question's own.
 """
 
 from __future__ import annotations
@@ -78,18 +78,17 @@ def batch_of(model: Model, prompts: Sequence[Prompt]) -> Batch:
 
 
 def object_tokens(model: Model, question: str, object: str) -> tuple[int, ...]:
-    """An object's tokens where it follows a question after a space; raises RelationError where they are not its own."""
+    """An object's tokens where it follows a question after a space, which is the first of them where it stands alone. Raises
+    RelationError where the question's own tokens are not the ones it has without an object."""
     if not encodable(object):
         raise RelationError(f"the object {object!r} holds bytes that are no UTF-8; give it as text")
-    text = f"{question} {object}"
-    start = len(question) + 1
-    asked, ids, offsets = model.tokens(question), model.tokens(text), model.offsets(text)
-    own = [i for i, (_, end) in enumerate(offsets) if end > start]
-    if not own or text[offsets[own[0]][0] : start].strip() or ids[: own[0]] != asked[: own[0]] or len(asked) > own[0]:
+    asked, whole = model.tokens(question), model.tokens(f"{question} {object}")
+    if len(whole) <= len(asked) or whole[: len(asked)] != asked:
         raise RelationError(
-            f"the object {object!r} shares a token with what precedes it in {text[-60:]!r}; end the template with a whole word"
+            f"the object {object!r} shares a token with what precedes it in {question[-60:]!r}; end the template with a "
+            "whole word"
         )
-    return tuple(ids[i] for i in own)
+    return tuple(whole[len(asked) :])
 
 
 def answered(model: Model, prompt: Prompt) -> Prompt:

@@ -4,15 +4,15 @@ Many names begin with a piece that others share or that says little: " T" of " T
 the question, and z is the mean of the final stream over the places that predict its tokens (Chanin et al. 2024, arXiv
 2311.08968, who aggregate an object so). One stream then stands for all of an object's tokens, in no order:
 
-    operator:  argmax_o  mean_t log p(t | z)          t: the tokens of o, p: the model's own end of z = β W s + b
     model:     argmax_o  mean_t log p(t | prompt, the tokens of o before t)
+    operator:  argmax_o  mean_t p(t | z)              t: the tokens of o, p: the model's own end of z = β W s + b
 
-From one stream the mean log-probability and the mean logit choose alike, since the normaliser is the same for every
-object. Means, and not sums, so that an object of many tokens has the chance one of few has; the other way about, a mean
-favours long names whose end is sure once they are begun. That holds of the model and of the operator's aim alike.
+Both are means, so that an object of many tokens has the chance one of few has. The operator's is of probabilities and not
+of their logarithms: a later token follows from the ones before it and hardly from the subject, so that one stream often
+has next to no probability for it, and a mean of logarithms then leaves no name of several tokens a chance.
 
-Cost: the model's answers take a row for every object of several tokens, at every sample, of as many tokens; the prompt
-is cached. The operator's take what a token's do, one row of the unembedding a stream.
+Cost: the model's answers take a row for every object of several tokens, at every sample, of as many tokens less one; the
+prompt is cached, and what all prompts begin with is run once. The operator's take what a token's do, one row of the unembedding a stream.
 """
 
 from __future__ import annotations
@@ -74,19 +74,18 @@ class Whole:
 
     @torch.no_grad()
     def decode(self, model: Model, z: Float[Tensor, "*rows d"], *, rows: int = 256) -> Int[Tensor, "*rows"]:
-        """The object whose tokens each stream finds likeliest, on the mean."""
+        """The object whose tokens have the highest mean probability at the end of each stream."""
         flat = z.reshape(-1, z.shape[-1]).to(model.hf.dtype)
         best = [self._means(end(model, part)).argmax(dim=-1) for part in flat.split(rows)]
         return torch.cat(best).view(z.shape[:-1])
 
     def _means(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row object"]:
-        """Mean over each object's tokens."""
-        sizes = torch.tensor([len(one) for one in self.tokens])
-        columns = torch.tensor([token for one in self.tokens for token in one])
-        owner = torch.arange(len(sizes)).repeat_interleave(sizes)
-        found = logits[:, columns.to(logits.device)].float()
-        sums = found.new_zeros((len(found), len(sizes))).index_add_(1, owner.to(logits.device), found)
-        return sums / sizes.to(sums)
+        """Mean probability of each object's tokens, up to a factor of the row's own."""
+        sizes = torch.tensor([len(one) for one in self.tokens], device=logits.device)
+        columns = torch.tensor([token for one in self.tokens for token in one], device=logits.device)
+        owner = torch.arange(len(sizes), device=logits.device).repeat_interleave(sizes)
+        p = logits[:, columns].double().softmax(dim=-1)
+        return p.new_zeros((len(p), len(sizes))).index_add_(1, owner, p) / sizes
 
     @torch.no_grad()
     def own(
@@ -101,32 +100,32 @@ class Whole:
         an object is cut otherwise behind another prompt."""
         places = {name: i for i, name in enumerate(self.objects)}
         answers, streams = [], []
+        head = _head(model, prompts)
         for i, prompt in enumerate(prompts):
             if object_tokens(model, prompt.text, prompt.object) != self.tokens[places[prompt.object]]:
                 raise RelationError(
                     f"the object {prompt.object!r} has other tokens behind {prompt.text[-60:]!r} than behind the first "
                     "prompt; end the template with a whole word"
                 )
-            score, mean = self._forced(model, prompt, z[i])
+            score, mean = self._forced(model, head, prompt, z[i])
             answers.append(score.argmax())
             streams.append(mean[answers[-1]])
             progress("objects", i + 1, len(prompts))
         return Own(torch.stack(answers), torch.stack(streams))
 
     def _forced(
-        self, model: Model, prompt: Prompt, z: Float[Tensor, "d"]
+        self, model: Model, head: Prefix, prompt: Prompt, z: Float[Tensor, "d"]
     ) -> tuple[Float[Tensor, "object"], Float[Tensor, "object d"]]:
         """(mean log-probability of each object written behind the prompt, mean stream over the places that predict it)."""
         log_p = end(model, z[None]).float().log_softmax(dim=-1)[0]
         sums = log_p[[one[0] for one in self.tokens]]
         streams = z.repeat(len(self.tokens), 1)
         sizes = torch.tensor([len(one) for one in self.tokens], device=z.device)
-        prefix: Prefix | None = None
-        for size in sorted({len(one) for one in self.tokens} - {1}):
+        several = sorted({len(one) for one in self.tokens} - {1})
+        prefix = _longer(model, head, prompt.ids) if several else head
+        for size in several:
             here = [i for i, one in enumerate(self.tokens) if len(one) == size]
             tokens = torch.tensor([self.tokens[i] for i in here], device=z.device)
-            if prefix is None:
-                prefix = Prefix.of(model, torch.cat([prompt.ids.to(z.device), tokens[0, :1]]), len(prompt.ids))
             for part in torch.arange(len(here)).split(max(1, CACHED // (len(prompt.ids) + size))):
                 found = _behind(model, prefix, tokens[part, :-1])
                 told = torch.stack([end(model, one).float().log_softmax(dim=-1) for one in found.unbind(dim=1)], dim=1)
@@ -151,10 +150,27 @@ class Whole:
         return np.array([text == prompt.object for text, prompt in zip(texts, prompts, strict=True)])
 
 
+def _head(model: Model, prompts: Sequence[Prompt]) -> Prefix:
+    """What all prompts begin with, run once."""
+    first, least = prompts[0].ids, min(len(prompt.ids) for prompt in prompts)
+    same = torch.stack([prompt.ids[:least] == first[:least] for prompt in prompts]).all(dim=0)
+    return Prefix.of(model, first, min(int(same.cumprod(dim=0).sum()), least - 1))
+
+
+def _longer(model: Model, head: Prefix, ids: Int[Tensor, "pos"]) -> Prefix:
+    """A whole prompt as a prefix, made from what it begins with; where the head has no cache, neither has it."""
+    ids = ids.to(model.device)
+    if head.cache is None:
+        return Prefix(ids, 0, None)
+    given = replace(head, ids=ids).past(1)
+    with model.lock:
+        output = model.hf(input_ids=ids[None, head.length :], use_cache=True, return_dict=True, **given)
+    return Prefix(ids, len(ids), output.past_key_values)
+
+
 def _behind(model: Model, prefix: Prefix, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d"]:
-    """The final stream at tokens written behind a prompt; the prefix's last token is not part of the prompt."""
-    prompt = prefix.ids[:-1]
-    whole = torch.cat([prompt.expand(len(tokens), -1), tokens], dim=1)
+    """The final stream at tokens written behind a prompt."""
+    whole = torch.cat([prefix.ids.expand(len(tokens), -1), tokens], dim=1)
     rest = whole[:, prefix.length :]
     kept: list[Tensor] = []
 
