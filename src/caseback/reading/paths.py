@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from caseback.core.errors import ReadingError
@@ -109,7 +109,7 @@ def path_patch(
         given = model.run(other, read=[str(Site(site.name, site.layer))])
         seen = _seen(model, into, site, given, span, layers, channels, through_mlps)
         engine = Rows.of(model, chunk, into, layers, rows=rows)
-        where = columns_of(into, columns).where
+        where = columns_of(into, columns).where & _reached(chunk, span)
         for channel in channels:
             heads = model.heads["query" if channel == "q" else "kv"]
             here = [np.empty((0, heads, len(where), chunk.n))]
@@ -158,6 +158,19 @@ def _sender(model: Model, sender: str) -> Site:
     return site
 
 
+def _reached(pairs: PairBatch, span: str | None) -> Bool[Tensor, "batch pos"]:
+    """Tokens from the first one on at which the sender is replaced and the two runs differ: before it nothing can change
+    in a causal model, so patches there are left out (and the rows are shorter)."""
+    two = pairs.clean, pairs.counterfactual
+    differ = (two[0].ids != two[1].ids).cummax(dim=1).values & two[0].mask
+    return (differ & _sent(two[0], span)).cummax(dim=1).values
+
+
+def _sent(batch: Batch, span: str | None) -> Bool[Tensor, "batch pos"]:
+    """The tokens at which the sender is replaced."""
+    return batch.mask if span is None else columns_of(batch, "spans").where[list(batch.spans).index(span)]
+
+
 def _seen(
     model: Model,
     into: Batch,
@@ -175,7 +188,7 @@ def _seen(
         first = sender.layer + (sender.name == "mlp_out")
         frozen += [f"mlp_out.{layer}" for layer in model.site_layers["mlp_out"] if layer >= first]
     own = model.run(into, read=frozen, logits=None) if frozen else None
-    where = into.mask if span is None else columns_of(into, "spans").where[list(into.spans).index(span)]
+    where = _sent(into, span)
     whole = str(Site(sender.name, sender.layer))
     edits: list[Edit] = [Patch(name, own[name]) for name in frozen] if own else []
     edits.append(Call(whole, _Replaced(given[whole], where, sender.head)))

@@ -158,6 +158,7 @@ class Rows:
         if given is None:
             given = torch.arange(self.batch.ids.shape[1], device=self.batch.ids.device).expand_as(self.batch.ids)
         positions = given[:, first:].repeat(n, 1)
+        self.model.block_output  # noqa: B018 - found by a run of its own, which these positions do not fit
         with self.model.lock:
             hook = partial(_with_positions, positions)
             handle = self.model.hf.register_forward_pre_hook(hook, with_kwargs=True)
