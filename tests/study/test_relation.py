@@ -70,14 +70,14 @@ def test_the_page_has_all_there_is_to_see(study: Study, file: Path) -> None:
     view = record.stage("view").data
     sections = {one["title"]: one for one in view["sections"]}
     assert list(sections) == [
-        "Faithfulness, causality and their controls",
+        "First tokens: faithfulness, causality and their controls",
         "Faithfulness by layer",
         "Causality by layer",
         "Causality by rank",
         "Singular values of W",
         "Samples",
     ]
-    rows = sections["Faithfulness, causality and their controls"]["table"]["rows"]
+    rows = sections["First tokens: faithfulness, causality and their controls"]["table"]["rows"]
     assert len(rows) == 2 + len(CONTROLS) + 1 + 3 and rows[0] == [
         "operator, strict",
         [1.0, pytest.approx(0.9011, abs=1e-4), 1.0],

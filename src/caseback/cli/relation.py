@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +17,14 @@ from caseback.core.errors import RelationError
 
 if TYPE_CHECKING:
     from caseback.study import Record
+    from caseback.study.relation import Means
 
 __all__ = ["app"]
+
+
+class Objects(StrEnum):
+    FIRST = "first"
+    WHOLE = "whole"
 
 
 class _NameOrCommand(TyperGroup):
@@ -91,6 +98,13 @@ def judge(
     layers: Annotated[str, typer.Option(help="Layers that are edited: even or all (all are decoded).")] = "even",
     pairs: Annotated[int, typer.Option(min=2, help="Known samples at most that are edited.")] = 24,
     splits: Annotated[int, typer.Option(min=1, help="Draws of training samples.")] = 1,
+    objects: Annotated[
+        Objects, typer.Option(help="An answer is the first token, or one of the relation's objects as a whole.")
+    ] = Objects.FIRST,
+    sketch: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Estimate the map along K directions only, for wide models (default: exactly)."),
+    ] = None,
     twin: Twin = False,
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -103,7 +117,7 @@ def judge(
     from caseback.relations import library
     from caseback.relations.judge import JudgeConfig
     from caseback.study import Study
-    from caseback.study.relation import RELATION, RelationConfig
+    from caseback.study.relation import RELATION, RelationConfig, means
 
     if (relation is None) == (category is None):
         raise RelationError("give one relation, or --category with a category's name")
@@ -112,7 +126,16 @@ def judge(
         if category not in categories:
             raise RelationError(f"there is no category {category!r}; there are: {', '.join(categories)}")
     names = [relation] if relation else [n for n in library.names() if library.get(n).category == category]
-    how = JudgeConfig(train=train, zero_shot=zero_shot, template=template, layers=layers, pairs=pairs, seed=seed)
+    how = JudgeConfig(
+        train=train,
+        zero_shot=zero_shot,
+        template=template,
+        layers=layers,
+        pairs=pairs,
+        objects=objects.value,
+        sketch=sketch,
+        seed=seed,
+    )
     records: list[Record] = []
     left_out: dict[str, str] = {}
     loaded = None
@@ -134,36 +157,35 @@ def judge(
         raise RelationError(
             f"no relation of the category {category!r} could be judged: {next(iter(left_out.values()))}"
         )
-    tables = [record.table for record in records]
-    if as_json:
-        typer.echo(json.dumps(tables[0] if relation else {"relations": tables, "left_out": left_out}))
-        return
     if relation is not None:
-        say(records[0])
+        if as_json:
+            typer.echo(json.dumps(records[0].table))
+        else:
+            say(records[0])
         return
-    _category(tables, left_out)
+    tables, found = [record.table for record in records], means(records)
+    if as_json:
+        each = {key: [one.value, one.low, one.high] for key, one in found.intervals.items()}
+        typer.echo(json.dumps({"relations": tables, "left_out": left_out, "means": each, "intervals_over": found.over}))
+    else:
+        _category(tables, found, left_out)
 
 
-def _category(tables: list[dict[str, Any]], left_out: dict[str, str]) -> None:
-    """A line a relation, and the category's means with intervals over relations."""
-    import numpy as np
-
-    from caseback.evidence import mean_interval
-
+def _category(tables: list[dict[str, Any]], found: Means, left_out: dict[str, str]) -> None:
+    """A line a relation, and the category's means."""
     width = max(len(table["relation"]) for table in tables)
     typer.echo(f"{'relation':{width}}  known  layer     β  strict      95 %      prefix  best control        causality")
     for table in tables:
         controls = {k: v for k, v in table["controls"].items() if not k.startswith("causal")}
         best = max(controls, key=lambda name: controls[name])
+        edited = "–" if table["causality"] is None else f"{table['causality']:.0%}"
         typer.echo(
             f"{table['relation']:{width}}  {table['n_known']:>5}  {table['layer']:>5}  {table['beta']:>4g}  "
             f"{table['faithful_strict']:>5.0%}  [{table['low']:>4.0%}, {table['high']:>4.0%}]  {table['faithful_prefix']:>5.0%}  "
-            f"{controls[best]:>4.0%} {best:13}  {table['causality']:>5.0%}"
+            f"{controls[best]:>4.0%} {best:13}  {edited:>5}"
         )
     typer.echo("")
-    for key in ("faithful_strict", "faithful_prefix", "causality"):
-        typer.echo(
-            f"{key}: {mean_interval(np.array([table[key] for table in tables]))}, mean over {len(tables)} relations"
-        )
+    for key, interval in found.intervals.items():
+        typer.echo(f"{key}: {interval}, mean over {interval.n} relations; 95 % over {found.over}")
     for name, why in left_out.items():
         typer.echo(f"left out: {name} ({why})")

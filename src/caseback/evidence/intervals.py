@@ -18,7 +18,7 @@ somewhat too narrow (tests/evidence measures by how much).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from statistics import NormalDist
@@ -36,6 +36,7 @@ __all__ = [
     "faithfulness",
     "faithfulness_difference_intervals",
     "faithfulness_intervals",
+    "grouped_mean_interval",
     "mean_interval",
     "mean_intervals",
     "oriented_ratio",
@@ -186,6 +187,31 @@ def mean_interval(values: Real[np.ndarray, "examples"], *, how: Resampling = DEF
     '2.500 [1.500, 3.500]'
     """
     return mean_intervals(values[None], how=how)[0]
+
+
+def grouped_mean_interval(groups: Sequence[Real[np.ndarray, "_"]], *, how: Resampling = DEFAULT) -> Interval:
+    """The mean over groups of each group's mean, of which both the groups and the examples within them are a sample: a
+    bootstrap that draws groups with replacement, then for every group drawn its examples (percentiles).
+
+    `n` is the number of groups; one group says nothing of others, so its interval is unbounded.
+    """
+    if not groups or any(len(group) == 0 for group in groups):
+        raise CasebackError("there are no examples to make an interval from, in a group at least")
+    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
+    if not all(np.isfinite(group).all() for group in arrays):
+        raise CasebackError("an interval needs finite values")
+    value, n = float(np.mean([group.mean() for group in arrays])), len(arrays)
+    low, high = -inf, inf
+    if n > 1:
+        rng = np.random.default_rng(how.seed)
+        drawn = rng.integers(n, size=(how.resamples, n))
+        means = np.empty(drawn.shape)
+        for i, group in enumerate(arrays):
+            here = drawn == i
+            means[here] = group[rng.integers(len(group), size=(int(here.sum()), len(group)))].mean(axis=1)
+        tail = (1 - how.level) / 2
+        low, high = _ends(value, means.mean(axis=1), (tail, 1 - tail))
+    return Interval(value=value, low=low, high=high, n=n, level=how.level, method="percentile")
 
 
 def proportion_interval(hits: int, n: int, *, level: float = 0.95) -> Interval:

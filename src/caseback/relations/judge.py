@@ -28,7 +28,7 @@ from caseback.relations.prompt import ask
 from caseback.relations.relation import Relation
 from caseback.relations.whole import Whole
 
-__all__ = ["CONTROLS", "JudgeConfig", "Split", "judge_split", "n_known", "pooled", "template_of"]
+__all__ = ["CONTROLS", "JudgeConfig", "Split", "drawn", "judge_split", "n_known", "pooled", "template_of"]
 
 CONTROLS = ("identity", "translation", "ridge", "embedding", "bias", "random", "majority")
 LEAST = 6
@@ -115,13 +115,18 @@ def template_of(relation: Relation, config: JudgeConfig) -> str:
     return str(found[config.template])
 
 
+def drawn(relation: Relation, config: JudgeConfig, split: int = 0) -> tuple[list[int], list[int]]:
+    """(training, asked): places of a split's samples in the relation's list."""
+    return draw(relation.samples, config.train, seed=config.seed + 1000 * split)
+
+
 def judge_split(
     model: Model, relation: Relation, config: JudgeConfig, split: int = 0, *, progress: Progress = silent
 ) -> Split:
     """Fit, choose, score. Raises RelationError where too few samples count."""
     template = template_of(relation, config)
     seed = config.seed + 1000 * split
-    training, rest = draw(relation.samples, config.train, seed=seed)
+    training, rest = drawn(relation, config, split)
     train = [relation.samples[i] for i in training]
     examples = [] if config.zero_shot else train
     reading: Reading = FIRST_TOKEN

@@ -24,9 +24,9 @@ from caseback.model.model import Model
 from caseback.relations.causal import RANKS
 from caseback.relations.cross import Operator
 from caseback.relations.faithful import BETAS
-from caseback.relations.judge import JudgeConfig, template_of
+from caseback.relations.judge import JudgeConfig, drawn, template_of
 from caseback.relations.library import resolve
-from caseback.relations.observe import Observed, draw, observe
+from caseback.relations.observe import Observed, observe
 from caseback.relations.operator import fit
 from caseback.relations.relation import Relation, Sample
 from caseback.study.finding import LookingConfig
@@ -70,7 +70,7 @@ class Judged:
     @property
     def training(self) -> list[Sample]:
         """What the operator was estimated on."""
-        return [self.relation.samples[i] for i in _drawn(self.relation, self.judge)[0]]
+        return [self.relation.samples[i] for i in drawn(self.relation, self.judge)[0]]
 
     @property
     def middle(self) -> int:
@@ -107,6 +107,8 @@ class Judged:
                 self.training,
                 template_of(self.relation, self.judge),
                 shots=not self.judge.zero_shot,
+                sketch=self.judge.sketch,
+                seed=self.judge.seed,
                 progress=progress,
             )
             parts = {"W": found.matrix(layer), "b": found.b[layer]}
@@ -122,7 +124,7 @@ class Judged:
 
 def known(model: Model, relation: Relation, judge: JudgeConfig, progress: Progress = silent) -> Observed:
     """The samples that count when a relation is judged, as the model is asked then (the first split)."""
-    training, rest = ([relation.samples[i] for i in part] for part in _drawn(relation, judge))
+    training, rest = ([relation.samples[i] for i in part] for part in drawn(relation, judge))
     examples = [] if judge.zero_shot else training
     found = observe(model, rest, template_of(relation, judge), examples, progress=progress)
     return found[np.flatnonzero(found.known)] if judge.known else found
@@ -178,11 +180,6 @@ def _read(study: Study, id: str, name: str, model: Model) -> Judged:
         raise RelationError(f"{what} reads whole objects, and its uses know first tokens only; judge by first tokens")
     split = record.stage("split-0")
     return Judged(run=id, relation=relation, judge=config.judged, chosen=split.data["chosen"], arrays=split.arrays)
-
-
-def _drawn(relation: Relation, judge: JudgeConfig) -> tuple[list[int], list[int]]:
-    """Places of the training samples and of the others, in the first split."""
-    return draw(relation.samples, judge.train, seed=judge.seed)
 
 
 def _operator(parts: Mapping[str, np.ndarray], beta: float, layer: int, model: Model) -> Operator:

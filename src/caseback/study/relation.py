@@ -11,14 +11,15 @@ import numpy as np
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
 from caseback.core.stages import Checkpoint, Stages
-from caseback.evidence import Interval, mean_interval, proportion_interval
+from caseback.evidence import Interval, grouped_mean_interval, mean_interval, proportion_interval
 from caseback.model.model import Model
 from caseback.relations import causal
-from caseback.relations.judge import JudgeConfig, Split, judge_split, pooled, template_of
+from caseback.relations.judge import JudgeConfig, Split, drawn, judge_split, pooled, template_of
 from caseback.relations.library import resolve
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, line, sheet
+from caseback.study.store import Record
 
-__all__ = ["RELATION", "RelationConfig", "relation"]
+__all__ = ["RELATION", "Means", "RelationConfig", "means", "relation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
     splits = [_split(stages.stage(f"split-{i}", lambda i=i: judged(i))) for i in range(config.splits)]  # type: ignore[misc]
     first = splits[0]
     chosen = first.chosen
+    # distinct samples of all splits; where all count, the known ones of the first
+    n_asked = len({i for split in range(config.splits) for i in drawn(known, how, split)[1]})
+    n_known = len({int(i) for split in splits for i in split.sample}) if how.known else first.n_known
     scores = {name: _interval(splits, name) for name in ("strict", "prefix", *how.controls)}
     names = ("causal", *(f"causal_{name}" for name in causal.CONTROLS))
     edits: dict[str, Interval] = {}
@@ -84,9 +88,9 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
         "relation": known.name,
         "category": known.category,
         "objects": how.objects,
-        "n_known": first.n_known,
+        "n_known": n_known,
         "n_test": scores["strict"].n,
-        "n_asked": first.n_asked,
+        "n_asked": n_asked,
         **{name: chosen[name] for name in ("layer", "beta", "rank", "edit_layer", "cut")},
         "faithful_strict": scores["strict"].value,
         "faithful_prefix": scores["prefix"].value,
@@ -98,6 +102,8 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
         "causality_high": edits["causal"].high if edits else None,
         "controls": {name: scores[name].value for name in how.controls}
         | {name: edits[name].value if edits else None for name in names[1:]},
+        "sketch": how.sketch,
+        "sketch_error": chosen.get("sketch_error"),
         "splits": [float(split.arrays["strict"].mean()) for split in splits],
     }
     template = template_of(known, how)
@@ -110,11 +116,19 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
         "Strict: the operator's answer is the model's. "
         + (WHOLE if whole else "Prefix: the operator's likeliest token begins the object."),
         "Intervals: Wilson's over samples, at 95 %; of several splits a bootstrap.",
-        f"The model knows {first.n_known} of {first.n_asked} samples that were asked; "
+        f"The model knows {n_known} of {n_asked} samples that were asked; "
         + (
             "only these count."
             if how.known
             else "all count, so the operator is to say what the model says, true or not."
+        ),
+        *(
+            []
+            if how.sketch is None
+            else [
+                f"The operator is a sketch: W along {how.sketch} of {model.d_model} directions of the final stream. At layer "
+                f"{chosen['layer']:.0f} it misses an estimated {chosen['sketch_error']:.1%} of W (Frobenius norm)."
+            ]
         ),
         "An operator says what can be read from a state linearly, not that the model reads it so.",
     ]
@@ -148,6 +162,35 @@ NAMES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """Several relations' means, each relation counted alike."""
+
+    intervals: Mapping[str, Interval]
+    """faithful_strict, faithful_prefix, causality (the latter of the relations that could be edited)."""
+    over: str
+    """What the intervals are over."""
+
+
+def means(records: Sequence[Record]) -> Means:
+    """The means of finished relation runs. Where they have several splits, relations and their samples (each its mean over
+    the splits) are both resampled; where one, relations alone."""
+    several = any(len(record.table["splits"]) > 1 for record in records)
+    intervals = {}
+    for key, name in (("faithful_strict", "strict"), ("faithful_prefix", "prefix"), ("causality", "causal")):
+        counted = [record for record in records if record.table[key] is not None]
+        if counted and several:
+            intervals[key] = grouped_mean_interval([pooled(_splits(record), name) for record in counted])
+        elif counted:
+            intervals[key] = mean_interval(np.array([record.table[key] for record in counted]))
+    over = "relations and their samples over splits" if several else "relations"
+    return Means(intervals=intervals, over=over)
+
+
+def _splits(record: Record) -> list[Split]:
+    return [_split(record.stage(f"split-{i}")) for i in range(len(record.table["splits"]))]
+
+
 def _split(saved: Any) -> Split:
     arrays = dict(saved.arrays)
     return Split(sample=arrays.pop("sample"), arrays=arrays, **saved.data)
@@ -176,14 +219,15 @@ def _sections(split: Split, scores: Mapping[str, Interval], edits: Mapping[str, 
     ]
     singular = arrays["singular"]
     S = singular / singular[0]
-    ranks = arrays["cut_ranks"]
+    ranks, missed = arrays["cut_ranks"], split.chosen.get("sketch_error")
     rows: list[list[Any]] = [[NAMES[name], cell(found)] for name, found in (*scores.items(), *edits.items())]
     if split.chance is not None:
         rows.insert(len(scores), ["chance, one of the objects", split.chance])
     samples = [[subject, obj, mine, its, "yes" if mine == its else "no"] for subject, obj, mine, its in split.said]
     return [
         {
-            "title": "Faithfulness, causality and their controls",
+            "title": ("First tokens" if split.chance is None else "Whole objects")
+            + ": faithfulness, causality and their controls",
             "text": "Held out: chosen on one half, scored on the other."
             + (" The lower rows are edits." if edits else ""),
             "table": sheet("text what, percent share of samples", rows),
@@ -197,7 +241,8 @@ def _sections(split: Split, scores: Mapping[str, Interval], edits: Mapping[str, 
         *([] if split.chosen["edit_layer"] is None else _edit_sections(split)),
         {
             "title": "Singular values of W",
-            "text": f"At layer {split.chosen['layer']:.0f}, as a share of the largest.",
+            "text": f"At layer {split.chosen['layer']:.0f}, as a share of the largest."
+            + (f" The sketch misses an estimated {missed:.1%} of W." if missed is not None else ""),
             "curve": {
                 "x": "number",
                 "y": "share of the largest",
