@@ -58,7 +58,7 @@ class Concepts:
     vectors: Float[Tensor, "object d"]
     """Of length 1."""
     tokens: Int[Tensor, "object"]
-    """What the model most often answers for each."""
+    """What the model's answer for each most often begins with."""
 
     def index(self, prompts: Sequence[Prompt]) -> Int[np.ndarray, "sample"]:
         """Place of each prompt's object; -1 where it has no concept."""
@@ -70,7 +70,7 @@ def concepts(W: Float[Tensor, "d d"], b: Float[Tensor, "d"], seen: Observed, *, 
     """v_o for every object among the samples, the operator W cut to a rank. Cost: one decomposition of W."""
     objects, which = _classes(seen)
     vectors = _lift(svd(W), rank, _means(seen.z, which, len(objects)) - b.to(seen.z))
-    answers = seen.token.cpu().numpy()
+    answers = seen.first.cpu().numpy()
     common = [np.unique(answers[which == o], return_counts=True) for o in range(len(objects))]
     tokens = torch.tensor([int(values[counts.argmax()]) for values, counts in common], device=seen.z.device)
     return Concepts(objects=objects, vectors=_unit(vectors), tokens=tokens)
@@ -241,7 +241,7 @@ def edit_concepts(
         index = known.index([seen.prompts[i] for i in test])
         tested = len(rows)
         for i, place in zip(test, index, strict=True):
-            prompt, answer = seen.prompts[int(i)], seen.token[int(i)]
+            prompt, answer = seen.prompts[int(i)], seen.first[int(i)]
             other = np.flatnonzero((known.tokens != answer).cpu().numpy())
             if place < 0 or not len(other) or len(rows) - tested >= (pairs + 1) // 2:
                 continue

@@ -26,7 +26,7 @@ from caseback.evidence.intervals import Interval, proportion_interval
 from caseback.model.model import Model
 from caseback.relations.attribute import check_operator
 from caseback.relations.causal import edited_tokens, targets
-from caseback.relations.observe import Observed
+from caseback.relations.observe import FirstToken, Observed
 from caseback.relations.operator import decode, invert, spectrum_twin, svd
 from caseback.relations.relation import Relation
 
@@ -97,6 +97,8 @@ def cross_evaluate(
         raise RelationError("a cross-evaluation needs at least one operator and one relation's subjects")
     for operator in operators.values():
         check_operator(model, operator.W, operator.b)
+    if whole := [name for name, one in seen.items() if not isinstance(one.reading, FirstToken)]:
+        raise RelationError(f"{whole[0]!r} was asked for whole objects; relations are compared by first tokens")
     known = {name: one[np.flatnonzero(one.known)] for name, one in seen.items()}
     if empty := [name for name, one in known.items() if not len(one)]:
         raise RelationError(f"{model.name} knows no subject of {empty[0]!r}; leave that relation out")
@@ -213,14 +215,14 @@ def isolate(
     for number, i in enumerate(chosen):
         j = int(target[i])
         said = _edited(model, few, i, few.s[j, layer], moves[number], layer)
-        success[:, number] = said == int(few.token[j])
+        success[:, number] = said == int(few.first[j])
         for row, (name, one) in enumerate(siblings.items()):
             here, there = (places[name].get(few.prompts[k].subject) for k in (i, j))
-            if here is None or there is None or one.token[here] == one.token[there]:
+            if here is None or there is None or one.first[here] == one.first[there]:
                 continue
             telling[row, number] = True
             said = _edited(model, one, here, one.s[there, layer], moves[number], layer)
-            unchanged[row, :, number] = said == int(one.token[here])
+            unchanged[row, :, number] = said == int(one.first[here])
         progress("isolation", number + 1, len(chosen))
     return Isolation(
         siblings=tuple(siblings),
