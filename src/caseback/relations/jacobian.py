@@ -104,8 +104,8 @@ def rows_at_once(model: Model, width: int, rest: int) -> int:
     """192, halved until that many rows fit into an eighth of the memory that the weights leave; more are no faster on a
     CPU.
 
-    Another number of rows is another order of rounding: so it follows what the machine has, not what happens to be free,
-    and a run that is taken up again goes on as it began.
+    Another number of rows may be another order of rounding (on a CPU in float32 none was found): so it follows what the
+    machine has, not what happens to be free, and a run that is taken up again goes on as it began.
     """
     config = model.config
     hidden = int(getattr(config, "intermediate_size", None) or 4 * model.d_model)
