@@ -123,14 +123,16 @@ def test_the_planted_head_reads_and_writes_its_words() -> None:
     model = copying(n=2).model
     names = {model.tokens(name)[0] for name in NAMES}
     found = singular_words(model, 1, 2, rank=8, top=1)
-    assert found.values.shape == (8,) and found.read.shape == (8, 2, 1)
+    assert found.values.shape == (8,) and found.read.tokens.shape == (8, 2, 1)
     assert float(found.share.sum()) == pytest.approx(1, abs=1e-5)
-    raised = found.written_scores > 1e-3
+    raised = found.written.scores > found.written.scores.max() / 10
     assert bool(raised.any(dim=1).all())
-    assert set(found.written[raised].tolist()) <= names and torch.equal(found.written[raised], found.read[raised])
+    written = found.written.tokens[raised]
+    assert set(written.tolist()) <= names and torch.equal(written, found.read.tokens[raised])
+    assert found.written.ratio.min() > 1.5 < found.read.ratio.min(), "further than random directions"
     keys = singular_words(model, 1, 2, circuit="qk", rank=1, top=len(names))
-    [end] = [e for e in (0, 1) if model.tokenizer.decode(keys.read[0, e, 0]) == "called"]
-    assert set(keys.written[0, end].tolist()) == names, "the last word looks for the names"
+    [end] = [e for e in (0, 1) if model.tokenizer.decode(keys.read.tokens[0, e, 0]) == "called"]
+    assert set(keys.written.tokens[0, end].tolist()) == names, "the last word looks for the names"
 
 
 def test_words_are_those_of_the_dense_matrix() -> None:
@@ -144,7 +146,7 @@ def test_words_are_those_of_the_dense_matrix() -> None:
     centre = (gain[None] * model.hf.lm_head.weight).mean(dim=-1).detach()
     logits = (logits - centre * vt[:2].sum(dim=-1, keepdim=True)).detach()
     for direction in range(2):
-        ends = {tuple(ids) for ids in found.written[direction].tolist()}
+        ends = {tuple(ids) for ids in found.written.tokens[direction].tolist()}
         wanted = {tuple((sign * logits[direction]).topk(3).indices.tolist()) for sign in (1, -1)}
         assert ends == wanted
 

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caseback.core.errors import ReadingError
+from caseback.core.errors import FamilyError, ReadingError
 from caseback.core.progress import Progress, silent
 from caseback.evidence import Interval, Resampling, mean_intervals
 from caseback.model.attention import AttentionCall
@@ -93,8 +93,13 @@ def patterns(model: Model, batch: Batch, *, layers: Sequence[int] | None = None)
 
 
 def _layers(model: Model) -> tuple[int, ...]:
-    check_supported(model, "pattern")
-    return model.site_layers["pattern"]
+    try:
+        check_supported(model, "pattern")
+    except FamilyError as error:
+        raise FamilyError(f"{error}; `caseback model families` lists those with patterns") from None
+    if not (have := model.site_layers["pattern"]):
+        raise ReadingError(f"no layer of {model.name} has attention; a lens reads its stream (`caseback lens`)")
+    return have
 
 
 def _moved(model: Model, call: AttentionCall) -> Float[Tensor, "batch head key"]:

@@ -1,4 +1,4 @@
-"""Heads without inputs: OV and QK circuits, what they read and write in words, whether they copy, who feeds whom.
+"""Weights without inputs: heads' OV and QK circuits, what heads and neurons read and write in words, copying, composition.
 
 A framework for transformer circuits (Elhage et al. 2021), with the norms' gains put into the weights. For one head, with
 n the normed stream (a row) at a token:
@@ -18,37 +18,49 @@ projection, which differs from token to token: directions and ratios do not depe
 
 For two heads of any spectra, one of them turned at random, the square of the composition is 1/d in the mean: √(1/d) is
 what is to be expected of heads that have nothing to do with each other.
+
+Neurons are read out alike (Dar et al. 2023, arXiv 2209.02535): a column of the MLP's last map is what one writes, a row of
+its first what it reads. Any direction has a best token, so beside each stands what random directions of the same length
+reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Complex, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from caseback.circuits.parts import Layer, Norm, layers_of
 from caseback.core.errors import FamilyError, ReadingError
+from caseback.model.hooks import module_at
 from caseback.model.model import Model
 
 __all__ = [
     "Composition",
     "Copying",
     "Factored",
+    "NeuronWords",
+    "ReadOut",
     "Svd",
     "Words",
     "composition",
     "copying_scores",
+    "neuron_words",
     "ov_circuits",
     "qk_circuits",
+    "random_values",
     "singular_words",
 ]
 
-CHANNELS = ("q", "k", "v")
+Channel = Literal["q", "k", "v"]
+CHANNELS: tuple[Channel, ...] = ("q", "k", "v")
+DRAWS = 200
+"""Random directions a read-out is compared with."""
 FLOATS = 1 << 25
 """Numbers held at once for a product over heads or vocabulary (128 MB in float32)."""
 
@@ -149,6 +161,30 @@ def _written(layer: Layer, model: Model) -> Float[Tensor, "head r d"]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ReadOut:
+    """Directions of the stream as tokens. A score is the dot product with a token's row, less its mean over all tokens
+    (which no probability sees)."""
+
+    tokens: Int[Tensor, "direction 2 top"]
+    """Of the direction (0) and of its negative (1), best first."""
+    scores: Float[Tensor, "direction 2 top"]
+    length: Float[np.ndarray, "direction"]
+    peak: Float[np.ndarray, "direction"]
+    """The largest score in size, for a direction of length 1."""
+    kurtosis: Float[np.ndarray, "direction"]
+    """Of the scores over tokens: 3 where they lie like a normal distribution, more where few tokens stand out."""
+    random_peak: Float[np.ndarray, "draw"]
+    """Peaks of random directions."""
+    random_kurtosis: Float[np.ndarray, "draw"]
+
+    @property
+    def ratio(self) -> Float[np.ndarray, "direction"]:
+        """Peak over the mean peak of random directions: 1 is what any direction has."""
+        ratio: np.ndarray = self.peak / self.random_peak.mean()
+        return ratio
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Words:
     """Singular directions of one head's circuit as tokens. A direction and its negative belong together: what end 0
     reads leads to what end 0 writes (OV), or looks at end 0 (QK); the same of end 1."""
@@ -161,19 +197,25 @@ class Words:
     """Singular values, largest first."""
     share: Float[Tensor, "direction"]
     """Part of the squared norm, σ² / Σσ²."""
-    read: Int[Tensor, "direction 2 top"]
-    """Tokens whose normed embedding lies most along the direction read (OV), or the query's (QK), best first."""
-    read_scores: Float[Tensor, "direction 2 top"]
-    written: Int[Tensor, "direction 2 top"]
+    read: ReadOut
+    """Tokens whose normed embedding lies most along the direction read (OV), or the query's (QK)."""
+    written: ReadOut
     """Tokens whose logit the direction written raises most, through the final norm's gain (OV); tokens whose normed
     embedding lies most along the key's direction (QK)."""
-    written_scores: Float[Tensor, "direction 2 top"]
 
 
 def singular_words(
-    model: Model, layer: int, head: int, *, circuit: Literal["ov", "qk"] = "ov", rank: int = 4, top: int = 8
+    model: Model,
+    layer: int,
+    head: int,
+    *,
+    circuit: Literal["ov", "qk"] = "ov",
+    rank: int = 4,
+    top: int = 8,
+    seed: int = 0,
 ) -> Words:
-    """The leading singular directions of a head, read into the vocabulary (Dar et al. 2023, arXiv 2209.02535).
+    """The leading singular directions of a head, read into the vocabulary (Dar et al. 2023, arXiv 2209.02535); `seed` is
+    of the random directions beside them.
 
     Raises ReadingError for a head, a rank or a number of tokens that does not exist, FamilyError like `ov_circuits`.
     """
@@ -187,27 +229,145 @@ def singular_words(
         raise ReadingError(
             f"{rank} directions of {top} tokens were asked for; a head has {len(found.s)}, the vocabulary {model.d_vocab}"
         )
-    norm = layers_of(model)[layer].attn_norm
-    read_from = _embedding(model, norm)
-    read = _ends(read_from, found.u[:, :rank].mT, top)
-    written = _ends(_unembedding(model) if circuit == "ov" else read_from, found.vt[:rank], top)
+    embedding = _embedding(model, layers_of(model)[layer].attn_norm)
+    written = _unembedding(model) if circuit == "ov" else embedding
     return Words(
         layer=layer,
         head=head,
         circuit=circuit,
         values=found.s[:rank],
         share=found.s[:rank].square() / found.s.square().sum(),
-        read=read[1],
-        read_scores=read[0],
-        written=written[1],
-        written_scores=written[0],
+        read=_read_out(embedding, found.u[:, :rank].mT, top, seed),
+        written=_read_out(written, found.vt[:rank], top, seed),
     )
 
 
-def _ends(vocabulary: Float[Tensor, "vocab d"], directions: Float[Tensor, "rank d"], top: int) -> tuple[Tensor, Tensor]:
-    """(scores, tokens), each [rank, 2, top], of every direction and its negative."""
-    scores = directions @ vocabulary.T
-    return tuple(torch.stack([scores, -scores], dim=1).topk(top, dim=-1))  # type: ignore[return-value]
+def random_values(like: Factored, *, draws: int = 20, seed: int = 0) -> Float[Tensor, "draw rank"]:
+    """Singular values of random matrices of a head's shape, rank and norm: products of two factors of independent normal
+    numbers. `like` is one head's."""
+    draw = torch.Generator().manual_seed(seed)
+    (n, r), m = like.left.shape, like.right.shape[1]
+    made = Factored(torch.randn(draws, n, r, generator=draw), torch.randn(draws, r, m, generator=draw))
+    return made.svd().s * (like.norm().cpu() / made.norm())[:, None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NeuronWords:
+    """Neurons of one MLP as tokens, end 0 of a neuron that is active above zero."""
+
+    layer: int
+    neurons: tuple[int, ...]
+    written: ReadOut
+    """Tokens whose logit the neuron raises most (end 0) and lowers most (end 1), through the final norm's gain."""
+    read: Mapping[str, ReadOut]
+    """Map into the neurons (a gated MLP has two) → tokens whose normed embedding raises its value most, and lowers it."""
+
+
+def neuron_words(
+    model: Model, layer: int, neurons: Sequence[int] | None = None, *, top: int = 8, seed: int = 0
+) -> NeuronWords:
+    """What neurons of a layer (None: all) write and read, without inputs (Dar et al. 2023, arXiv 2209.02535, for rows and
+    columns of the MLP); biases are left out, the norms' gains are put in.
+
+    Raises ReadingError for a layer or a neuron that does not exist, FamilyError where the maps into the neurons or the
+    norms around them are of a kind that is not known.
+    """
+    have, family = model.site_layers["mlp_hidden"], model.family
+    if layer not in have:
+        raise ReadingError(
+            f"the MLP of layer {layer} has no single row of neurons; layers that have: {', '.join(map(str, have)) or 'none'}"
+        )
+    block = model.blocks[layer]
+    down, mlp, writer = (module_at(block, path or "") for path in (family.down_proj, family.mlp, family.writes[1]))
+    assert down is not None and mlp is not None and writer is not None
+    out = _matrix(down).float().T
+    chosen = tuple(range(len(out))) if neurons is None else tuple(neurons)
+    if outside := [neuron for neuron in chosen if not 0 <= neuron < len(out)]:
+        raise ReadingError(
+            f"neuron {outside[0]} of layer {layer} was asked for; it has the neurons 0 to {len(out) - 1}"
+        )
+    if not (chosen and 1 <= top <= model.d_vocab):
+        raise ReadingError(f"{len(chosen)} neurons of {top} tokens were asked for; at least one of each is needed")
+    if writer is not mlp and writer is not down:
+        out = _norm(model, writer, "the norm behind its MLP").fold(out)
+    before = family.mlp_norm
+    norm = None if before is None else _norm(model, module_at(block, before), "the norm before its MLP")
+    embedding, rows = _embedding(model, norm), list(chosen)
+    reads = {name: w.float() if norm is None else norm.fold(w.float()) for name, w in _into(model, mlp, down, len(out))}
+    return NeuronWords(
+        layer=layer,
+        neurons=chosen,
+        written=_read_out(_unembedding(model), out[rows] * model.write_scale, top, seed),
+        read={name: _read_out(embedding, weight[rows], top, seed) for name, weight in reads.items()},
+    )
+
+
+def _into(model: Model, mlp: nn.Module, down: nn.Module, n: int) -> list[tuple[str, Float[Tensor, "neuron d"]]]:
+    """The maps from the stream to the n neurons, by name; two in one module are its halves."""
+    found = []
+    for name, module in mlp.named_modules():
+        if module is down or getattr(module, "weight", None) is None:
+            continue
+        rows, label = _matrix(module), name or (model.family.mlp or "")
+        if rows.shape == (n, model.d_model):
+            found.append((label, rows))
+        elif rows.shape == (2 * n, model.d_model):
+            found += [(f"{label}, {part} half", half) for part, half in zip(("first", "second"), rows.chunk(2))]
+    if not found:
+        raise FamilyError(
+            f"the maps into the neurons of {model.family.name} are not known, so neurons cannot be read out"
+        )
+    return found
+
+
+def _matrix(module: Any) -> Float[Tensor, "out in"]:
+    weight: Tensor = module.weight.detach()
+    return weight.T if type(module).__name__ == "Conv1D" else weight
+
+
+def _norm(model: Model, module: nn.Module | None, what: str) -> Norm:
+    found = None if module is None else Norm.of(module, model.d_model)
+    if found is None:
+        raise FamilyError(f"{what} of {model.family.name} is not an RMS or layer norm, so words cannot be read")
+    return found
+
+
+def _read_out(
+    vocabulary: Float[Tensor, "vocab d"], directions: Float[Tensor, "direction d"], top: int, seed: int
+) -> ReadOut:
+    vocabulary = vocabulary - vocabulary.mean(dim=0)
+    length = torch.linalg.vector_norm(directions, dim=-1)
+    draw = torch.randn(DRAWS, vocabulary.shape[1], generator=torch.Generator().manual_seed(seed)).to(vocabulary)
+    tokens, scores, peaks, kurtosis = [], [], [], []
+    for rows in _rows(len(directions), len(vocabulary)):
+        found = directions[rows] @ vocabulary.T
+        ends = [found.topk(top, dim=-1), found.topk(top, dim=-1, largest=False)]
+        tokens.append(torch.stack([end.indices for end in ends], dim=1))
+        scores.append(torch.stack([ends[0].values, -ends[1].values], dim=1))
+        peak, shape = _outstanding(found)
+        peaks.append(peak)
+        kurtosis.append(shape)
+    random_peak, random_kurtosis = _outstanding(torch.nn.functional.normalize(draw, dim=-1) @ vocabulary.T)
+    tiny = torch.finfo(length.dtype).tiny
+    return ReadOut(
+        tokens=torch.cat(tokens),
+        scores=torch.cat(scores),
+        length=_numbers(length),
+        peak=_numbers(torch.cat(peaks) / length.clamp_min(tiny)),
+        kurtosis=_numbers(torch.cat(kurtosis)),
+        random_peak=_numbers(random_peak),
+        random_kurtosis=_numbers(random_kurtosis),
+    )
+
+
+def _outstanding(scores: Float[Tensor, "direction vocab"]) -> tuple[Tensor, Tensor]:
+    """(largest in size, kurtosis) of each row, of mean 0."""
+    square = scores.square()
+    return scores.abs().amax(dim=-1), square.square().mean(dim=-1) / square.mean(dim=-1).square()
+
+
+def _numbers(value: Tensor) -> np.ndarray:
+    return value.double().cpu().numpy()
 
 
 def _embedding(model: Model, norm: Norm | None) -> Float[Tensor, "vocab d"]:
@@ -219,9 +379,7 @@ def _embedding(model: Model, norm: Norm | None) -> Float[Tensor, "vocab d"]:
 
 def _unembedding(model: Model) -> Float[Tensor, "vocab d"]:
     """What each logit reads of the normed stream, the final norm's gain put in."""
-    norm = Norm.of(model.module(model.family.final_norm), model.d_model)
-    if norm is None:
-        raise FamilyError(f"the final norm of {model.family.name} is not an RMS or layer norm, so words cannot be read")
+    norm = _norm(model, model.module(model.family.final_norm), "the final norm")
     module: Any = model.module(model.family.unembed)
     return norm.fold(module.weight.detach()[: model.d_vocab].float())
 
@@ -276,7 +434,7 @@ class Composition:
         """Score − expected."""
         return self.scores - self.expected
 
-    def strongest(self, channel: Literal["q", "k", "v"], n: int = 10) -> list[tuple[int, int, int, int]]:
+    def strongest(self, channel: Channel, n: int = 10) -> list[tuple[int, int, int, int]]:
         """(writer layer, writer head, reader layer, reader head) of the n largest scores of a channel, best first."""
         values = self.scores[CHANNELS.index(channel)]
         order = np.argsort(np.where(np.isnan(values), np.inf, -values), axis=None, kind="stable")

@@ -1,4 +1,4 @@
-"""Ways of reading as runs: lens, patching grid, direct logit attribution, heads, input attribution, attribute lens.
+"""Ways of reading as runs: lens, patching grid, paths, direct logit attribution, heads, attention, weights, input attribution, attribute lens.
 
 Each is a function of a config and a model that returns a finding (`caseback.study.finding`); the terminal and the page
 draw it. `twin` looks at the same model with random weights: what a reading shows there is what it shows of nothing.
@@ -6,22 +6,31 @@ draw it. `twin` looks at the same model with random weights: what a reading show
 
 from __future__ import annotations
 
+from caseback.study.readings.of_attention import ATTENTION, AttentionConfig
 from caseback.study.readings.of_heads import HEADS, HeadsConfig
 from caseback.study.readings.of_inputs import INPUT, InputConfig
+from caseback.study.readings.of_paths import PATHS, PathsConfig
 from caseback.study.readings.of_prompts import ATTRIBUTE, LENS, AttributeConfig, LensConfig
 from caseback.study.readings.of_tasks import DLA, PATCH, DlaConfig, PatchConfig
+from caseback.study.readings.of_weights import WEIGHTS, WeightsConfig
 
 __all__ = [
+    "ATTENTION",
     "ATTRIBUTE",
     "DLA",
     "HEADS",
     "INPUT",
     "LENS",
     "PATCH",
+    "PATHS",
+    "WEIGHTS",
+    "AttentionConfig",
     "AttributeConfig",
     "DlaConfig",
     "HeadsConfig",
     "InputConfig",
     "LensConfig",
     "PatchConfig",
+    "PathsConfig",
+    "WeightsConfig",
 ]
