@@ -54,6 +54,10 @@ class IsolateConfig(UseConfig):
             )
         return found
 
+    def check(self, model: Model) -> None:
+        super().check(model)
+        self.asked()
+
     def data(self) -> str:
         """SHA-256 of the relation and its siblings."""
         return sha256_json([asdict(one) for one in (library.resolve(self.relation), *self.asked())])
