@@ -169,6 +169,17 @@ def test_it_depends_on_its_seed_and_not_on_the_rows_at_once(name: str) -> None:
     torch.testing.assert_close(few.error, one.error, atol=0, rtol=0.02)
 
 
+def test_half_precision_has_a_worse_basis_and_says_so() -> None:
+    """z's rounding shows in finite differences."""
+    half, whole = fit(model_of("llama", torch.bfloat16), SAMPLES[:3], TEMPLATE, sketch=K), sketched("llama", K)
+    assert half.basis is not None and half.error is not None and whole.basis is not None and whole.error is not None
+    assert half.W.dtype == half.basis.dtype == half.b.dtype == torch.bfloat16
+    W = exact("llama").W
+    assert bool((missed(W, half.basis.float()) < 1.6 * missed(W, whole.basis)).all())
+    torch.testing.assert_close(half.error, missed(W, half.basis.float()), atol=0, rtol=0.4)
+    assert half.apply(0, half.s[:, 0]).dtype == torch.bfloat16
+
+
 def test_it_costs_what_it_says() -> None:
     model = model_of("llama")
     before = (model.cost.forwards, model.cost.backwards)

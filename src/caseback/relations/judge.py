@@ -26,6 +26,7 @@ from caseback.relations.observe import FIRST_TOKEN, Observed, Reading, draw, obs
 from caseback.relations.operator import Operators, fit
 from caseback.relations.prompt import ask
 from caseback.relations.relation import Relation
+from caseback.relations.sketch import check_sketch
 from caseback.relations.whole import Whole
 
 __all__ = ["CONTROLS", "JudgeConfig", "Split", "drawn", "judge_split", "n_known", "pooled", "template_of"]
@@ -124,6 +125,8 @@ def judge_split(
     model: Model, relation: Relation, config: JudgeConfig, split: int = 0, *, progress: Progress = silent
 ) -> Split:
     """Fit, choose, score. Raises RelationError where too few samples count."""
+    if config.sketch is not None:
+        check_sketch(model, config.sketch)
     template = template_of(relation, config)
     seed = config.seed + 1000 * split
     training, rest = drawn(relation, config, split)

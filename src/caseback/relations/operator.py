@@ -26,7 +26,7 @@ from caseback.model.prefix import Prefix
 from caseback.relations.jacobian import expand
 from caseback.relations.prompt import answered, ask
 from caseback.relations.relation import Sample
-from caseback.relations.sketch import error_of, find_basis, probes
+from caseback.relations.sketch import check_sketch, error_of, find_basis, probes
 
 __all__ = ["Operators", "Svd", "decode", "fit", "invert", "spectrum_svd", "spectrum_twin", "svd", "through"]
 
@@ -146,11 +146,8 @@ def fit(
     """
     if not samples:
         raise RelationError("an operator needs at least one training sample")
-    if isinstance(sketch, int) and not 1 <= sketch < model.d_model:
-        raise RelationError(
-            f"a sketch takes 1 to {model.d_model - 1} of the {model.d_model} directions of {model.name}'s final stream, "
-            f"not {sketch}; without a sketch the operator is exact"
-        )
+    if isinstance(sketch, int):
+        check_sketch(model, sketch)
     n = len(samples)
     others = [[one for j, one in enumerate(samples) if j != i] if shots else [] for i in range(n)]
     asked = [ask(model, template, *pair) for pair in zip(samples, others, strict=True)]

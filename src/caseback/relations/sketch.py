@@ -32,13 +32,22 @@ from caseback.model.taps import Key, Tap
 from caseback.relations.jacobian import rows_at_once
 from caseback.relations.prompt import Prompt
 
-__all__ = ["PROBES", "STEP", "error_of", "find_basis", "probes"]
+__all__ = ["PROBES", "STEP", "check_sketch", "error_of", "find_basis", "probes"]
 
 STEP = 3e-2
 """ε, as a share of the state's length. Smaller gives no better basis in float32 and a worse one in bfloat16, where z's
 rounding shows; at .3 the model is no longer linear."""
 PROBES = 8
 """p."""
+
+
+def check_sketch(model: Model, k: int) -> None:
+    """Raises RelationError where k directions are none, or all."""
+    if not 1 <= k < model.d_model:
+        raise RelationError(
+            f"a sketch takes 1 to {model.d_model - 1} of the {model.d_model} directions of {model.name}'s final stream, "
+            f"not {k}; without a sketch the operator is exact"
+        )
 
 
 @torch.no_grad()
