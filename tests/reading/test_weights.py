@@ -15,11 +15,13 @@ from caseback.reading.weights import (
     Factored,
     composition,
     copying_scores,
+    neuron_words,
     ov_circuits,
     qk_circuits,
+    random_values,
     singular_words,
 )
-from caseback.zoo import copying, induction
+from caseback.zoo import copying, induction, planted
 from caseback.zoo.copy_circuit import NAMES
 from caseback.zoo.tiny import tiny
 
@@ -151,6 +153,74 @@ def test_words_are_those_of_the_dense_matrix() -> None:
         assert ends == wanted
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "opt", "bloom", "olmo2"])
+def test_neurons_are_what_the_model_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read: the model's own map into the neurons on every token's normed embedding. Written: what a neuron alone puts out,
+    through the final norm's weight and the unembedding, for a norm that takes off a mean and one that does not."""
+    monkeypatch.setattr(weights_file, "FLOATS", 5 * 64)  # a few neurons at a time
+    model = Model(tiny(name))
+    found, family, block = neuron_words(model, 1, top=3), model.family, model.blocks[1]
+    embedding = model.module(family.embed).weight.detach()
+    if family.mlp_norm is not None:
+        norm = weights_file.Norm.of(block.get_submodule(family.mlp_norm), 48)
+        assert norm is not None
+        embedding = norm.weight * norm.unit(embedding)[0]  # the norm's bias is the same for all tokens
+    mlp = block.get_submodule(family.mlp)
+    for label, read in found.read.items():
+        path, _, half = label.partition(", ")
+        made = (mlp if path == family.mlp else mlp.get_submodule(path))(embedding).detach()
+        if half:
+            made = made.chunk(2, dim=1)[half == "second half"]
+        made = (made - made.mean(dim=0)).T
+        torch.testing.assert_close(read.scores[:, 0], made.topk(3).values, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(read.scores[:, 1], (-made).topk(3).values, rtol=1e-4, atol=1e-5)
+    down = block.get_submodule(family.down_proj or "")
+    neurons = torch.eye(len(found.neurons))[:, None]
+    written = (down(neurons) - down(0 * neurons))[:, 0] if name != "bloom" else down.weight.T
+    writer = block.get_submodule(family.writes[1])
+    if writer is not mlp and writer is not down:
+        written = written * writer.weight
+    final = model.module(family.final_norm)
+    assert weights_file.Norm.of(final, 48) is not None
+    centred = written - written.mean(dim=-1, keepdim=True) if getattr(final, "bias", None) is not None else written
+    logits = (centred * final.weight) @ model.module(family.unembed).weight.T
+    logits = (logits - logits.mean(dim=-1, keepdim=True)).detach()
+    torch.testing.assert_close(found.written.scores[:, 0], logits.topk(3).values, rtol=1e-4, atol=1e-5)
+    lengths = found.written.length
+    peak = logits.abs().amax(dim=-1).numpy() / np.where(lengths > 0, lengths, 1)
+    np.testing.assert_allclose(found.written.peak, peak, rtol=1e-4)
+    normal = logits.double() / logits.double().pow(2).mean(dim=-1, keepdim=True).sqrt()
+    np.testing.assert_allclose(found.written.kurtosis, normal.pow(4).mean(dim=-1).numpy(), rtol=1e-3)
+    some = neuron_words(model, 1, [7, 2], top=3)
+    assert some.neurons == (7, 2)
+    torch.testing.assert_close(some.written.scores, found.written.scores[[7, 2]])
+    assert np.array_equal(some.written.random_peak, found.written.random_peak)
+
+
+def test_planted_neurons_write_the_answers_and_random_ones_nothing_much() -> None:
+    zoo = planted(n=2)
+    found = neuron_words(zoo.model, 3, [0, 1], top=1)
+    assert {zoo.model.tokenizer.decode(ids) for ids in found.written.tokens[:, 0].tolist()} == {"walk", "stay"}
+    assert found.written.ratio.min() > 1.5
+    for name in ("llama", "gpt2"):
+        random = neuron_words(Model(tiny(name)), 0)
+        for one in (random.written, *random.read.values()):
+            assert one.ratio.mean() == pytest.approx(1, abs=0.1)
+            assert one.kurtosis.mean() == pytest.approx(one.random_kurtosis.mean(), rel=0.2)
+
+
+def test_random_values_are_those_of_random_heads() -> None:
+    draw = torch.Generator().manual_seed(1)
+    like = Factored(torch.randn(48, 12, generator=draw), torch.randn(12, 48, generator=draw))
+    found = random_values(like, draws=50)
+    assert found.shape == (50, 12)
+    torch.testing.assert_close(found.square().sum(dim=1).sqrt(), like.norm().expand(50))
+    torch.testing.assert_close(found.mean(dim=0), like.svd().s, rtol=0.25, atol=0.0)
+    assert torch.equal(found, random_values(like, draws=50)) and not torch.equal(
+        found, random_values(like, draws=50, seed=1)
+    )
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "olmo2"])
 def test_composition_is_that_of_the_dense_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(tiny(name))
@@ -192,3 +262,11 @@ def test_what_does_not_exist_is_said() -> None:
         singular_words(model, 0, 0, rank=17)
     with pytest.raises(FamilyError, match="falcon has no circuits"):
         ov_circuits(Model(tiny("falcon")))
+    with pytest.raises(ReadingError, match="neuron 40 of layer 1 was asked for; it has the neurons 0 to 39"):
+        neuron_words(model, 1, [3, 40])
+    with pytest.raises(ReadingError, match="the MLP of layer 2 has no single row of neurons; layers that have: 0, 1"):
+        neuron_words(model, 2)
+    with pytest.raises(ReadingError, match="layers that have: none"):
+        neuron_words(Model(tiny("mixtral")), 0)
+    with pytest.raises(ReadingError, match="0 neurons of 8 tokens were asked for"):
+        neuron_words(model, 0, [])

@@ -289,9 +289,9 @@ def neuron_words(
     if not (chosen and 1 <= top <= model.d_vocab):
         raise ReadingError(f"{len(chosen)} neurons of {top} tokens were asked for; at least one of each is needed")
     if writer is not mlp and writer is not down:
-        out = _norm(model, writer, "the norm behind its MLP").fold(out)
+        out = _norm(model, writer, "the norm behind the MLP").fold(out)
     before = family.mlp_norm
-    norm = None if before is None else _norm(model, module_at(block, before), "the norm before its MLP")
+    norm = None if before is None else _norm(model, module_at(block, before), "the norm before the MLP")
     embedding, rows = _embedding(model, norm), list(chosen)
     reads = {name: w.float() if norm is None else norm.fold(w.float()) for name, w in _into(model, mlp, down, len(out))}
     return NeuronWords(

@@ -56,7 +56,7 @@ def attention(config: AttentionConfig, model: Model, stages: Stages, progress: P
         found = patterns(model, batch, layers=config.layers or None)
         if missing := [layer for layer, _ in asked if layer not in found.layers]:
             raise ReadingError(
-                f"layer {missing[0]} has no attention; the layers {', '.join(map(str, found.layers))} have"
+                f"layer {missing[0]} has no attention; layers that have: {', '.join(map(str, found.layers))}"
             )
         _require_room(len(found.layers), model.n_heads)
         stream = model.run(batch, read=[f"resid_pre.{layer}@end" for layer in found.layers])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from caseback.core.errors import ReadingError
+from caseback.core.errors import FamilyError, ReadingError
 from caseback.core.progress import Progress
 from caseback.core.stages import Checkpoint, Stages
 from caseback.model.model import Model
@@ -79,9 +79,16 @@ def weights(config: WeightsConfig, model: Model, stages: Stages, progress: Progr
         if text.isascii() and text.isdigit():
             return _layer(config, int(text), model, stages)
         return _neuron(config, place_of(text, "neuron", "18.7"), model, stages)
-    if config.head is not None:
-        return _head(config, head_of(config.head, model), model, stages)
-    return _all(config, model, stages)
+    try:
+        return (
+            _all(config, model, stages)
+            if config.head is None
+            else _head(config, head_of(config.head, model), model, stages)
+        )
+    except FamilyError as error:
+        if model.family.circuits or not model.site_layers["mlp_hidden"]:
+            raise
+        raise FamilyError(f"{error}; `--neuron LAYER` reads its neurons, which needs less") from None
 
 
 # --- all heads ---------------------------------------------------------------------------------------------------------
@@ -132,10 +139,10 @@ def _all(config: WeightsConfig, model: Model, stages: Stages) -> Finding:
                 "detail": True,
             },
         ]
-    top = divmod(int(np.nanargmax(a["copying"])), heads) if np.isfinite(a["copying"]).any() else (0, 0)
-    claim = (
-        f"Head {named(top)} has the highest copying score, {a['copying'][top]:.2f} (control {a['control'][top]:+.2f})"
-    )
+    claim = "No head has a copying score: all their eigenvalues are 0"
+    if np.isfinite(a["copying"]).any():
+        top = divmod(int(np.nanargmax(a["copying"])), heads)
+        claim = f"Head {named(top)} has the highest copying score, {a['copying'][top]:.2f} (control {a['control'][top]:+.2f})"
     if rows:
         best = max(rows, key=lambda row: row[3])
         claim += f"; the strongest composition is of {best[1]} into the {best[0]} of {best[2]}, {best[3]:.2f} ({expected:.2f} at random)"
@@ -187,8 +194,11 @@ def _head(config: WeightsConfig, place: tuple[int, int], model: Model, stages: S
     read, written = (_said(model, a, f"ov_{side}", 0, 0, 3) for side in ("read", "written"))
     values, random = a["ov_values"], a["ov_random"][0]
     apart = [_times(a, f"ov_{side}", 0, 0) for side in ("read", "written")]
+    score = "no copying score, as its eigenvalues are all 0"
+    if np.isfinite(copying):
+        score = f"a copying score of {copying:.2f} (control {control:+.2f})"
     claim = (
-        f"Head {name} has a copying score of {copying:.2f} (control {control:+.2f}). Its strongest direction, "
+        f"Head {name} has {score}. Its strongest direction, "
         f"{values[0] / max(random[0], 1e-12):.1f} times that of a random head, reads {read} ({apart[0]:.1f} times a random "
         f"direction) and writes {written} ({apart[1]:.1f} times)."
     )
