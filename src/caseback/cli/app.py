@@ -53,6 +53,7 @@ COMMANDS = {
     "compare": ("caseback.cli.casebook:compare", "What differs between two runs."),
     "export": ("caseback.cli.casebook:export", "Write a run to one file, to send it."),
     "import": ("caseback.cli.casebook:import_", "Take in a run from such a file."),
+    "view": ("caseback.cli.view:view", "The casebook in a browser: runs, comparisons, prompts, new studies."),
     "gc": ("caseback.cli.casebook:gc", "Delete what a study folder can do without."),
 }
 """Command → where it is ("module:attribute", a typer app or a function) and its line in the help."""

@@ -23,7 +23,7 @@ from caseback.show.report import fragment, page
 from caseback.study.spec import plain
 from caseback.study.store import Record
 
-__all__ = ["Ends", "circuit_payload", "edge_ends", "notebook", "payload_of", "report"]
+__all__ = ["Ends", "circuit_payload", "drawn", "edge_ends", "notebook", "payload_of", "report"]
 
 
 class Ends(NamedTuple):
@@ -153,10 +153,15 @@ def payload_of(
     return circuit_payload(**fields)
 
 
+def drawn(record: Record) -> dict[str, Any]:
+    """The payload of a recorded run."""
+    spent = {**plain(record.cost), "forwards": record.table.get("forwards")}
+    return payload_of(record.stage("view"), environment=record.environment, cost=spent)
+
+
 def report(record: Record) -> str:
     """The page of a recorded run."""
-    spent = {**plain(record.cost), "forwards": record.table.get("forwards")}
-    return page(payload_of(record.stage("view"), environment=record.environment, cost=spent))
+    return page(drawn(record))
 
 
 def notebook(found: Discovery) -> str:

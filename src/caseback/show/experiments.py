@@ -38,7 +38,7 @@ from caseback.show.report import page
 from caseback.study.spec import plain
 from caseback.study.store import Record
 
-__all__ = ["KINDS", "LOOKS", "MAX_CELLS", "SCALES", "report", "validate"]
+__all__ = ["KINDS", "LOOKS", "MAX_CELLS", "SCALES", "drawn", "report", "validate"]
 
 KINDS = ("text", "count", "percent", "number", "signed")
 """How a column's cells are written."""
@@ -51,10 +51,15 @@ MAX_CELLS = 20_000
 """More cells than this make a page that no browser scrolls smoothly."""
 
 
+def drawn(record: Record) -> dict[str, Any]:
+    """The payload of a recorded run."""
+    cost = plain(record.cost)
+    return {**record.stage("view").data, "environment": dict(record.environment), "cost": cost}
+
+
 def report(record: Record) -> str:
     """The page of a recorded run."""
-    cost = plain(record.cost)
-    return page({**record.stage("view").data, "environment": dict(record.environment), "cost": cost})
+    return page(drawn(record))
 
 
 def validate(payload: Mapping[str, Any]) -> None:
@@ -72,7 +77,9 @@ def validate(payload: Mapping[str, Any]) -> None:
         where = f"sections[{i}]"
         for name in ("title", "text"):
             _require(isinstance(section.get(name), str), f"{where}.{name}", "is a text")
-        _require(isinstance(section.get("detail"), bool | None), f"{where}.detail", "is true or false where it is there")
+        _require(
+            isinstance(section.get("detail"), bool | None), f"{where}.detail", "is true or false where it is there"
+        )
         if section.get("curve") is not None:
             _curve(section["curve"], f"{where}.curve")
         if section.get("table") is not None:

@@ -1,0 +1,35 @@
+"""`caseback view`: the casebook in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caseback.core.errors import StudyError
+
+__all__ = ["view"]
+
+
+def view(
+    study: Annotated[
+        Path | None,
+        typer.Argument(metavar="[STUDY]", help="The study folder (default: CASEBACK_STUDY, else ./casebook)."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port on this machine; 0: any that is free (default: 8765).")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+) -> None:
+    """Show the casebook in a browser: runs, comparisons, a prompt to look into, studies to start. Ctrl-C ends it."""
+    if study is not None and not study.is_dir():
+        raise StudyError(f"there is no study folder {study}; `caseback runs` lists the runs of one")
+    from caseback.show.server import serve
+    from caseback.study import Study
+
+    def say(address: str) -> None:
+        typer.echo(address)
+        typer.echo("Only this machine reaches it, and only with this address. Ctrl-C ends it.", err=True)
+
+    serve(Study(study), port=port, browser=not no_browser, say=say)
