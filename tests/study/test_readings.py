@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from caseback.core.errors import ReadingError, RelationError
+from caseback.core.errors import LoadError, ReadingError, RelationError, SiteError
 from caseback.model.model import Model
 from caseback.model.twin import random_twin
 from caseback.reading.dla import attribute_logits
@@ -20,7 +23,7 @@ from caseback.reading.patching import patch_grid
 from caseback.relations.relation import write_relation
 from caseback.study import Record, Study
 from caseback.study.finding import Looking
-from caseback.study.readings import ATTRIBUTE, DLA, HEADS, INPUT, LENS, PATCH
+from caseback.study.readings import ATTRIBUTE, DLA, HEADS, INPUT, LENS, PATCH, PATHS
 from caseback.tasks import write_task
 from caseback.zoo import planted
 
@@ -35,11 +38,23 @@ READINGS: dict[str, tuple[Looking, Model, dict[str, Any]]] = {
     "attribute-input": (INPUT, AFFINE.model, {"prompt": PROMPT, "steps": 4}),
     "patch": (PATCH, PLANTED.model, {"task": "t.jsonl", "n": 6}),
     "patch z": (PATCH, PLANTED.model, {"task": "t.jsonl", "n": 6, "site": "z", "direction": "noise", "source": "mean"}),
+    "paths": (PATHS, PLANTED.model, {"task": "t.jsonl", "n": 6, "sender": "mlp_out.1"}),
     "dla": (DLA, PLANTED.model, {"task": "t.jsonl", "n": 6, "neurons": 3}),
+    "dla features": (DLA, PLANTED.model, {"task": "t.jsonl", "n": 6, "dictionary": "features"}),
     "heads": (HEADS, PLANTED.model, {"sequences": 3, "length": 8}),
 }
 
 Ask = Callable[..., Record]
+
+
+def write_features(model: Model, folder: str, *, layer: int = 3) -> None:
+    """±coordinates of what an MLP adds, as SAELens keeps a dictionary: nothing is missed."""
+    both = torch.cat([torch.eye(model.d_model), -torch.eye(model.d_model)])
+    zero = {"b_enc": torch.zeros(len(both)), "b_dec": torch.zeros(model.d_model)}
+    Path(folder).mkdir()
+    save_file({"W_enc": both.T.contiguous(), "W_dec": both, **zero}, Path(folder) / "sae_weights.safetensors")
+    config = {"architecture": "standard", "metadata": {"hook_name": f"blocks.{layer}.hook_mlp_out"}}
+    (Path(folder) / "cfg.json").write_text(json.dumps(config))
 
 
 @pytest.fixture
@@ -48,6 +63,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.chdir(tmp_path)
     write_relation(relation_of(AFFINE), "friend.json")
     write_task(PLANTED.task, "t.jsonl")
+    write_features(PLANTED.model, "features")
     return Study(tmp_path / "casebook")
 
 
@@ -163,6 +179,46 @@ def test_dla(ask: Ask) -> None:
     assert "m3 has the largest term in size" in record.stage("view").data["claim"]
 
 
+def test_dla_over_features(ask: Ask) -> None:
+    """The unit that says the answer writes one coordinate, so one pair of features has the whole term."""
+    record = ask("dla features", n=None)
+    found, plain = record.table, ask("dla", n=None).table
+    assert found["terms"] == plain["terms"] and found["site"] == "mlp_out.3"
+    sums = found["sums"]
+    assert sums["mlp_out.3"] == pytest.approx(plain["terms"]["m3"], abs=1e-4)
+    assert sums["mlp_out.3"] + sums["everything else"] == pytest.approx(sums["the metric"], abs=1e-4)
+    parts = sum(found["features"].values()) + sums["other features"] + sums["decoder's bias"] + sums["error"]
+    assert parts == pytest.approx(sums["mlp_out.3"], abs=1e-4) and sums["error"] == pytest.approx(0, abs=1e-5)
+    say = PLANTED.model.d_model
+    first, second = (int(name) for name in list(found["features"])[:2])
+    assert first % say == second % say  # +d and -d of one coordinate
+    judged = found["accounted_for"]
+    assert judged["the dictionary"] == pytest.approx(1, abs=1e-4)
+    assert max(judged["directions turned"], judged["encoders shuffled"]) < 0.5
+    claim = record.stage("view").data["claim"]
+    assert (
+        claim.startswith(f"Feature {first} of mlp_out.3 has the largest term in size") and "for 100% of that" in claim
+    )
+
+
+def test_paths_find_the_planted_edge(ask: Ask) -> None:
+    record = ask("paths", n=None)
+    found = record.table
+    assert found["layers"] == [2, 3] and np.array(found["q"]).shape == (2, 4) and np.array(found["v"]).shape == (2, 2)
+    best = section(record, "What reads mlp_out.1")["table"]["rows"][0]
+    assert best[0] == "v.2.1" and best[1][0] == pytest.approx(found["whole"][0], abs=0.05) and abs(best[2]) < 0.05
+    assert found["whole"][0] > 0.9 and found["share_of_whole"] == pytest.approx(1, abs=0.1)
+    assert found["control"].startswith("z.1.") and abs(found["summed_control"]) < 0.1
+    assert "its strongest single path goes into v.2.1" in record.stage("view").data["claim"]
+    spanned = ask("paths", span=PLANTED.task.schema.spans[-1] if PLANTED.task.schema else None).table
+    assert abs(spanned["whole"][0]) < 0.1  # the value is fetched from the relay, not from the last token
+    alone = ask("paths", sender="z.0.1").table
+    through = ask("paths", sender="z.0.1", through_mlps=True).table
+    assert abs(alone["v"][1][1]) < 0.1 and through["v"][1][1] > 0.9  # layer 2, behind the MLP of layer 1
+    last = ask("paths", sender="mlp_out.3").table
+    assert last["layers"] == [] and last["logits"] == pytest.approx(last["whole"][0], abs=1e-4)
+
+
 def test_heads(ask: Ask) -> None:
     record = ask("heads")
     plain = find_heads(PLANTED.model, repeated(PLANTED.model, n=3, length=8, seed=0))
@@ -182,12 +238,19 @@ def test_heads(ask: Ask) -> None:
         ("attribute", {"objects": (" ",)}, RelationError, "an answer or object is empty"),
         ("attribute", {"prompt": "the " * 401}, ReadingError, "the prompt has 401 tokens"),
         ("attribute", {"relation": "nosuch"}, RelationError, "neither a relation nor a file 'nosuch'"),
+        ("paths", {"sender": None}, ReadingError, "say which head or MLP sends: --sender z.LAYER.HEAD .layers 0 to 3"),
+        ("paths", {"sender": "resid_pre.1"}, ReadingError, "'resid_pre.1' is no sender of a path"),
+        ("paths", {"sender": "z.9.0"}, SiteError, "z.9"),
+        ("paths", {"span": "nosuch"}, ReadingError, "the pairs have no span 'nosuch'; they have: "),
+        ("dla features", {"dictionary": "nosuch"}, LoadError, "there is no dictionary nosuch; give a folder"),
+        ("dla features", {"dictionary": "far"}, SiteError, "mlp_out.9"),
         ("heads", {"length": 2}, ReadingError, "at least 3 tokens"),
     ],
 )
 def test_a_refused_reading_leaves_no_run(
     study: Study, ask: Ask, name: str, changed: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
+    write_features(PLANTED.model, "far", layer=9)
     with pytest.raises(error, match=sentence):
         ask(name, **changed)
     assert study.ids() == ()

@@ -1,4 +1,4 @@
-"""`caseback lens`, `patch`, `dla`, `attribute` and `attribute-input`: ways of reading, each a run with a page."""
+"""`caseback lens`, `patch`, `paths`, `dla`, `attribute` and `attribute-input`: ways of reading, each a run with a page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from caseback.cli.looking import carry_out
 from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Prompt, Seed, StudyTask, Twin
 
-__all__ = ["attribute", "attribute_input", "dla", "lens", "patch"]
+__all__ = ["attribute", "attribute_input", "dla", "lens", "patch", "paths"]
 
 Number = Annotated[int | None, typer.Option("--n", min=2, help="Pairs (default: 40, or all of a file).")]
 
@@ -84,9 +84,43 @@ def patch(
     carry_out(PATCH, locals(), own | {"direction": direction.value, "source": source.value})
 
 
+def paths(
+    task: StudyTask,
+    sender: Annotated[
+        str | None,
+        typer.Option(metavar="SITE", help="A head, z.9.6, or an MLP, mlp_out.3; left out, the task's are named."),
+    ] = None,
+    direction: Annotated[
+        Direction, typer.Option(help="noise: is the path needed? denoise: is it enough?")
+    ] = Direction.NOISE,
+    span: Annotated[str | None, typer.Option(help="The span at which the sender is replaced (default: all).")] = None,
+    through_mlps: Annotated[
+        bool, typer.Option("--through-mlps", help="MLPs between the sender and a receiver carry the difference on.")
+    ] = False,
+    n: Annotated[int | None, typer.Option("--n", min=2, help="Pairs (default: 16, or all of a file).")] = None,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Patch a head on its way to each later head's q, k or v alone, with a head drawn at random beside it."""
+    from caseback.study.readings import PATHS
+
+    own = {"task": task, "n": _pairs(task, n, 16), "sender": sender, "direction": direction.value}
+    carry_out(PATHS, locals(), own | {"span": span, "through_mlps": through_mlps})
+
+
 def dla(
     task: StudyTask,
     neurons: Annotated[int | None, typer.Option(min=0, help="A layer whose MLP is split into neurons.")] = None,
+    dictionary: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A dictionary (SAELens, sparsify) whose site is split into features."),
+    ] = None,
     n: Number = None,
     model: ModelName = None,
     twin: Twin = False,
@@ -97,10 +131,15 @@ def dla(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Split the answer's logit over embedding, heads and MLPs: direct logit attribution."""
+    """Split the answer's logit over embedding, heads, MLPs and features: direct logit attribution."""
     from caseback.study.readings import DLA
 
-    carry_out(DLA, locals(), {"task": task, "n": _pairs(task, n), "neurons": neurons})
+    own = {"task": task, "n": _pairs(task, n), "neurons": neurons}
+    if dictionary is not None:
+        from caseback.model.dictionary import dictionary_files
+
+        dictionary_files(dictionary)  # before a model is loaded
+    carry_out(DLA, locals(), own | {"dictionary": str(dictionary) if dictionary else None})
 
 
 def attribute(
@@ -144,8 +183,8 @@ def attribute_input(
     carry_out(INPUT, locals(), {"prompt": prompt, "answer": answer, "foil": foil, "steps": steps})
 
 
-def _pairs(task: str, n: int | None) -> int | None:
+def _pairs(task: str, n: int | None, usual: int = 40) -> int | None:
     from caseback.tasks.files import is_file, look
 
     look(task)  # before a model is loaded
-    return n if n is not None or is_file(task) else 40
+    return n if n is not None or is_file(task) else usual

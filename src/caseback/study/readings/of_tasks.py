@@ -10,16 +10,21 @@ import numpy as np
 
 from caseback.core.errors import ReadingError
 from caseback.core.progress import Progress
-from caseback.core.provenance import sha256_file
+from caseback.core.provenance import sha256_file, sha256_json
 from caseback.core.stages import Checkpoint, Stages
+from caseback.evidence import mean_interval
+from caseback.model.dictionary import dictionary_files, read_dictionary, rotated, shuffled
 from caseback.model.model import Model
-from caseback.reading.dla import attribute_logits
+from caseback.reading.dla import attribute_logits, cut_at
+from caseback.reading.features import attribute_features
 from caseback.reading.patching import Grid, estimate_grid, grid_agreement, patch_grid
-from caseback.study.finding import Finding, Looking, LookingConfig, heat, sheet
+from caseback.study.finding import Finding, Looking, LookingConfig, cell, heat, sheet
+from caseback.study.spec import plain
+from caseback.tasks.encode import PairBatch
 from caseback.tasks.files import is_file, read_task
 from caseback.tasks.task import Task
 
-__all__ = ["DLA", "PATCH", "DlaConfig", "PatchConfig", "dla", "patch"]
+__all__ = ["DLA", "PATCH", "DlaConfig", "PatchConfig", "TaskConfig", "dla", "patch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +174,21 @@ class DlaConfig(TaskConfig):
 
     neurons: int | None = None
     """A layer whose MLP is split into neurons."""
+    dictionary: str | None = None
+    """A dictionary whose site is split into its features: a folder or a safetensors file."""
+
+    def data(self) -> str | None:
+        """With a dictionary its files count too."""
+        if self.dictionary is None:
+            return super().data()
+        return sha256_json([super().data(), *(sha256_file(file) for file in dictionary_files(self.dictionary))])
 
 
 def dla(config: DlaConfig, model: Model, stages: Stages, progress: Progress) -> Finding:
     """The logit difference, split over embedding, heads and MLPs."""
     task = config.read(model)
     pairs = task.encode(model).to(model.device)
+    of_features = None if config.dictionary is None else _features(config, model, pairs, stages)
 
     def found() -> Checkpoint:
         split = attribute_logits(model, pairs, neurons=config.neurons, progress=progress)
@@ -250,7 +264,90 @@ def dla(config: DlaConfig, model: Model, stages: Stages, progress: Progress) -> 
         notes.append("The logits are those before the soft cap.")
     table = {"n": pairs.n, "total": total, "error": saved.data["error"]}
     table |= {"terms": dict(zip(names, terms.tolist(), strict=True))}
+    if of_features is not None:
+        claim, sections = of_features.claim, [*map(dict, of_features.sections), *sections]
+        table, notes = {**table, **of_features.table}, [*notes, *of_features.notes]
     return Finding(claim=claim, table=table, sections=sections, notes=notes, measured=pairs.n)
+
+
+def _features(config: DlaConfig, model: Model, pairs: PairBatch, stages: Stages) -> Finding:
+    """The site of a dictionary, split over its features, with two dictionaries beside it that mean nothing."""
+    assert config.dictionary is not None
+    own = read_dictionary(config.dictionary)
+
+    def found() -> Checkpoint:
+        cut = cut_at(model, pairs, own.site)
+        split = attribute_features(cut, own)
+        turned, mixed = (attribute_features(cut, control(own, seed=config.seed)) for control in (rotated, shuffled))
+        shown = {"other features": split.rest, "decoder's bias": split.bias, "error": split.error}
+        shown |= {own.site: split.whole, "everything else": split.outside, "the metric": cut.total}
+        judged = [
+            [name, cell(one.explained()), one.fvu, one.l0, float(np.abs(one.terms).mean(axis=1).max(initial=0.0))]
+            for name, one in (("the dictionary", split), ("directions turned", turned), ("encoders shuffled", mixed))
+        ]
+        data = {
+            "features": split.features.tolist(),
+            "terms": [cell(interval) for interval in split.intervals()] if len(split.features) else [],
+            "active": split.active.tolist(),
+            "sums": {name: cell(mean_interval(values)) for name, values in shown.items()},
+            "judged": judged,
+            "concentration": split.concentration,
+        }
+        return Checkpoint(data=plain(data))
+
+    saved = stages.stage("features", found).data
+    sums, judged, site = saved["sums"], saved["judged"], own.site
+    rows = [list(row) for row in zip(map(str, saved["features"]), saved["terms"], saved["active"], strict=True)]
+    of_kept = [["features shown", sum(term[0] for term in saved["terms"])]]
+    controls = "; ".join(f"{name} {_share(row[0])}" for name, *row in judged[1:])
+    largest = f"Feature {rows[0][0]} of {site} has the largest term in size, {rows[0][1][0]:+.2f}" if rows else ""
+    claim = (
+        f"{largest or f'No feature of {site} is active'}; all of {site} has {sums[site][0]:+.2f} of "
+        f"{sums['the metric'][0]:.2f} logits, and the dictionary accounts for {_share(judged[0][1])} of that in size "
+        f"({controls})."
+    )
+    sections: list[dict[str, Any]] = [
+        {
+            "title": f"Features of {site}",
+            "text": f"Logits each feature adds to the answer over the foil, directly, at the last token; the largest of "
+            f"{own.n_features:,} by mean size. Active: the share of pairs.",
+            "table": sheet("text feature, signed logits, percent active", rows),
+        },
+        {
+            "title": "What they add up to",
+            "text": f"Features, bias and error sum to {site}'s own term, and with everything else to the metric, exactly, as they "
+            "would for any dictionary.",
+            "table": sheet("text part, signed logits", of_kept + [[name, values] for name, values in sums.items()]),
+        },
+        {
+            "title": "The dictionary beside two that mean nothing",
+            "text": "Accounted for: 1 − |error's term| / |the site's term|, in sums over pairs. Unexplained variance is that of "
+            "the site's value at the last token; prompts that end alike vary little there, which makes it large. Active: "
+            "features a pair. Largest: a feature's mean size, in logits. Turned: all directions by one random rotation. "
+            "Shuffled: each feature switched on by another's encoder.",
+            "table": sheet(
+                "text dictionary, percent accounted for, percent variance unexplained, number active, number largest",
+                judged,
+            ),
+        },
+    ]
+    notes = [f"The dictionary has {own.n_features:,} features of {site}" + (f" of {own.model}." if own.model else ".")]
+    table = {
+        "site": site,
+        "n_features": own.n_features,
+        "features": dict(zip(map(str, saved["features"]), (term[0] for term in saved["terms"]), strict=True)),
+        "sums": {name: values[0] for name, values in sums.items()},
+        "concentration": saved["concentration"],
+        "accounted_for": {name: row[0][0] for name, *row in judged},
+        "variance_unexplained": {name: row[1] for name, *row in judged},
+        "active_features": {name: row[2] for name, *row in judged},
+    }
+    return Finding(claim=claim, table=table, sections=sections, notes=notes, measured=pairs.n)
+
+
+def _share(found: list[float | None] | float | None) -> str:
+    value = found[0] if isinstance(found, list) else found
+    return "an unknown share" if value is None else f"{value:.0%}"
 
 
 PATCH = Looking("patch", PatchConfig, "Patching grid", patch)
