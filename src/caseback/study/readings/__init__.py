@@ -1,5 +1,4 @@
 """Ways of reading as runs: of prompts, of a task's pairs, of heads, and of weights alone.
-attribution, attribute lens.
 
 Each is a function of a config and a model that returns a finding (`caseback.study.finding`); the terminal and the page
 draw it. `twin` looks at the same model with random weights: what a reading shows there is what it shows of nothing.
