@@ -15,6 +15,7 @@ from caseback.evidence import (
     faithfulness,
     faithfulness_difference_intervals,
     faithfulness_intervals,
+    grouped_mean_interval,
     intervals,
     mean_interval,
     mean_intervals,
@@ -118,6 +119,35 @@ def test_a_denominator_that_may_be_zero_gives_no_bound():
     assert np.isnan(nothing.value)
     assert (nothing.low, nothing.high) == (-inf, inf)
     assert np.isnan(faithfulness(same, same, same))
+
+
+def test_groups_and_their_examples_are_both_resampled():
+    """The spread is that of group means drawn twice: the variance between groups, and within them, over the groups."""
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(centre, 1.0, 30) for centre in rng.normal(0, 0.5, 20)]
+    means = np.array([group.mean() for group in groups])
+    found = grouped_mean_interval(groups, how=Resampling(resamples=20_000))
+    assert (found.value, found.n) == (pytest.approx(means.mean()), 20)
+    within = np.mean([group.var() / len(group) for group in groups])
+    half = 1.95996 * np.sqrt((means.var() + within) / 20)
+    assert (found.value - found.low, found.high - found.value) == (
+        pytest.approx(half, rel=0.05),
+        pytest.approx(half, rel=0.05),
+    )
+    flat = mean_interval(means, how=Resampling(resamples=20_000))
+    assert found.low < flat.low < flat.high < found.high
+    constant = grouped_mean_interval([np.full(3, m) for m in means], how=Resampling(resamples=20_000))
+    assert constant.high - constant.low == pytest.approx(flat.high - flat.low, rel=0.05)
+
+
+def test_one_group_says_nothing_of_others_and_none_is_refused():
+    one = grouped_mean_interval([np.array([0.0, 1.0])])
+    assert (one.value, one.low, one.high, one.n) == (0.5, -inf, inf, 1)
+    for groups in ([], [np.array([1.0]), np.array([])]):
+        with pytest.raises(CasebackError, match="no examples to make an interval from"):
+            grouped_mean_interval(groups)
+    with pytest.raises(CasebackError, match="finite"):
+        grouped_mean_interval([np.array([1.0, np.nan])])
 
 
 @pytest.mark.parametrize(
