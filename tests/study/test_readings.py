@@ -127,13 +127,6 @@ def test_attribute(study: Study, ask: Ask) -> None:
     assert [record.table["top"][own][i] for i in (0, 2, 4)] == ["object1", "object2", "object3"]
     rank = np.array(record.table["object_rank"])[own, :, 0]
     assert rank[4] == 0 and rank[:4].min() > 0
-    given = record.stage("operator")
-    looking, model, settings = READINGS["attribute"]
-    config = looking.Config(**{**settings, "prompt": "subject5"})
-    have = {"model": model, "operator": (np.zeros_like(given.arrays["W"]), given.arrays["b"], 1, 2.0)}
-    handed = study.run(looking.spec(config, model, passed={}), have=have)
-    assert (handed.table["layer"], handed.table["beta"]) == (1, 2.0)
-    assert len({row[0] for row in handed.table["top"]}) == 1  # W = 0 leaves the bias alone
 
 
 def test_attribute_input(ask: Ask) -> None:
