@@ -14,6 +14,7 @@ NAMES = {
     "reading": "a patching grid beside TransformerLens' own, in the environment of auto-circuit",
     "relations": "Jacobians of all layers against one layer by torch.autograd.functional.jacobian; peak memory",
     "sketch": "operators along 64 to 256 directions against exact ones: time, what they miss, faithfulness",
+    "whole": "objects of several tokens: ways to read them, faithfulness; no time",
     "command": "`caseback circuit ioi --n 100` from start to end",
     "page": "only make docs/speed.md from the results there are",
 }
