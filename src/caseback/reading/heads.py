@@ -38,7 +38,7 @@ from caseback.model.model import Model
 from caseback.model.run import execute
 from caseback.model.taps import check_supported
 
-__all__ = ["KINDS", "HeadScores", "Patterns", "Repeated", "find_heads", "patterns", "repeated"]
+__all__ = ["KINDS", "HeadScores", "Patterns", "Repeated", "attention_layers", "find_heads", "patterns", "repeated"]
 
 KINDS = ("previous", "duplicate", "induction")
 
@@ -66,7 +66,7 @@ def patterns(model: Model, batch: Batch, *, layers: Sequence[int] | None = None)
     Raises FamilyError where the model file does not call the attention interface, ReadingError for a layer that has no
     attention.
     """
-    have = _layers(model)
+    have = attention_layers(model)
     chosen = have if layers is None else tuple(layers)
     if missing := [layer for layer in chosen if layer not in have]:
         raise ReadingError(f"layer {missing[0]} has no attention pattern; the layers {', '.join(map(str, have))} have")
@@ -92,7 +92,9 @@ def patterns(model: Model, batch: Batch, *, layers: Sequence[int] | None = None)
     )
 
 
-def _layers(model: Model) -> tuple[int, ...]:
+def attention_layers(model: Model) -> tuple[int, ...]:
+    """The layers that have a pattern. Raises FamilyError for a family without the site, ReadingError for a model without
+    such a layer, both with the way out."""
     try:
         check_supported(model, "pattern")
     except FamilyError as error:
@@ -222,7 +224,7 @@ def find_heads(
 ) -> HeadScores:
     """Previous-token, duplicate-token and induction scores of every head on repeated random sequences (16 of 24 tokens
     drawn with `seed`, where none are given); two forward passes a sequence. Raises FamilyError like `patterns`."""
-    layers = _layers(model)
+    layers = attention_layers(model)
     sequences = repeated(model, seed=seed) if sequences is None else sequences
     parts = []
     for number, ids in enumerate((sequences.ids, sequences.control)):

@@ -13,7 +13,7 @@ from caseback.core.progress import Progress
 from caseback.core.stages import Checkpoint, Stages
 from caseback.evidence import mean_intervals
 from caseback.model.model import Model
-from caseback.reading.heads import KINDS, find_heads, repeated
+from caseback.reading.heads import KINDS, attention_layers, find_heads, repeated
 from caseback.reading.weights import copying_scores
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, heat, sheet
 
@@ -36,6 +36,8 @@ class HeadsConfig(LookingConfig):
 
 def heads(config: HeadsConfig, model: Model, stages: Stages, progress: Progress) -> Finding:
     """Scores of every head, each beside the same sequences with their second half in another order."""
+
+    attention_layers(model)  # a family that has none says so before sequences are drawn
 
     def watched() -> Checkpoint:
         found = find_heads(
