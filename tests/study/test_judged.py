@@ -133,6 +133,7 @@ def test_the_middle_layer_and_the_rank() -> None:
         arrays={"by_layer": by_layer, "edit_layers": np.arange(0, 9, 2), "edited": edited},
     )
     assert made.middle == 4, "the best of layers 3 to 6, the lower of equals"
+    assert replace(made, chosen={"layer": 5}).middle == 5, "the judged layer where it is one of them"
     assert (made.rank(4), made.rank(6)) == (16, 8)
     assert [made.relation.samples.index(one) for one in made.training] == drawn(made.relation, JudgeConfig())[0]
     none = replace(made, arrays={**made.arrays, "edited": np.full((5, 3), np.nan)})

@@ -18,7 +18,7 @@ __all__ = ["concepts", "cross", "distract", "isolate"]
 Relation = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A relation (`caseback relation list`) or a file.")]
 Layer = Annotated[
     int | None,
-    typer.Option(min=0, help="Of the operator (default: the best between a third and two thirds of the model)."),
+    typer.Option(min=0, help="Of the operator (default: one between a third and two thirds of the model)."),
 ]
 Pairs = Annotated[int, typer.Option(min=2, help="Subjects at most that are edited.")]
 

@@ -55,6 +55,10 @@ class UsesConfig(LookingConfig):
     def check(self, model: Model) -> None:
         """Refuse what this model cannot be asked, before any relation is judged for it."""
 
+    def settled(self, study: Study, model: Model, progress: Progress) -> UsesConfig:
+        """With a relation run for every operator it uses."""
+        return cite(self, study, model, progress)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
@@ -74,11 +78,11 @@ class Judged:
 
     @property
     def middle(self) -> int:
-        """The layer between a third and two thirds of the model at which the operator was most faithful, all samples
-        counted; of equals the lowest."""
-        score = self.arrays["by_layer"].max(axis=1)
+        """The judged layer if it lies between a third and two thirds of the model; else the one there at which the
+        operator was most faithful, all samples counted; of equals the lowest."""
+        score, best = self.arrays["by_layer"].max(axis=1), int(self.chosen["layer"])
         first, last = len(score) // 3, min(2 * len(score) // 3, len(score) - 1)
-        return first + int(score[first : last + 1].argmax())
+        return best if first <= best <= last else first + int(score[first : last + 1].argmax())
 
     def rank(self, layer: int) -> int:
         """The rank whose edit succeeded most often at the edited layer nearest to this one; of equals the lowest."""

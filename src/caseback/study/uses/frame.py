@@ -26,7 +26,7 @@ class UseConfig(UsesConfig):
     relation: str
     """A library relation's name, or a file."""
     layer: int | None = None
-    """Of the operator; None: the best between a third and two thirds of the model."""
+    """Of the operator; None: one between a third and two thirds of the model (`Judged.middle`)."""
 
     def __post_init__(self) -> None:
         if self.twin:
@@ -60,16 +60,15 @@ def operator_of(
     layer = source.middle if config.layer is None else config.layer
     best = int(source.chosen["layer"])
     by_layer = source.arrays["by_layer"].max(axis=1)
-    why = (
-        "as asked"
-        if config.layer is not None
-        else f"the most faithful between a third and two thirds of the model ({by_layer[layer]:.0%}), chosen with the same "
-        "samples"
-    )
-    notes = [
-        f"The relation was judged in the run {source.run}. The operator is of layer {layer}, {why}"
-        + ("." if layer == best else f"; the relation was judged best at layer {best} ({by_layer[best]:.0%})."),
-    ]
+    if config.layer is not None or layer == best:
+        said = f"The operator is of layer {layer}, " + ("as asked." if config.layer is not None else "the judged one.")
+    else:
+        said = (
+            f"The operator is of layer {layer}, the most faithful between a third and two thirds of the model "
+            f"({by_layer[layer]:.0%}), chosen with the same samples; the relation was judged best at layer {best} "
+            f"({by_layer[best]:.0%})."
+        )
+    notes = [f"The relation was judged in the run {source.run}. {said}"]
     return source, source.at(layer, model, run, progress), notes
 
 

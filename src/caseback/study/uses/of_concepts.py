@@ -78,10 +78,9 @@ def concepts(config: ConceptsConfig, model: Model, run: RunFolder, progress: Pro
     own, best, to = accuracy["concepts"], accuracy[rival], success
     claim = (
         f"At layer {operator.layer} concept vectors put {own.value:.0%} of {n} held-out subjects to the right one of "
-        f"{told.n_objects} objects ({own.low:.0%} to {own.high:.0%}); the best control, {CLASSIFIERS[rival]}, "
-        f"{best.value:.0%}. Moving the state from one object's vector to another's changes the answer to it in "
-        f"{to['onward'].value:.0%} of {to['onward'].n} edits of a layer and all behind it and in {to['single'].value:.0%} of "
-        f"one layer; a subject swap in {to['swap'].value:.0%}, random directions in {to['random'].value:.0%}."
+        f"{told.n_objects} objects; the best control, {CLASSIFIERS[rival]}, {best.value:.0%}. Moved by them, the model answers "
+        f"with another object in {to['onward'].value:.0%} of {to['onward'].n} edits (swap {to['swap'].value:.0%}, random "
+        f"directions {to['random'].value:.0%})."
     )
     looks = dict(zip(MOVES, ("own", "second", "third", "random"), strict=True))
     curves = [line(name, look, moved.starts, moved.by_start(name).max(axis=1)) for name, look in looks.items()]
