@@ -213,9 +213,11 @@ def test_a_site_that_a_family_has_not(reading: Any, tmp_path: Path) -> None:
 
 def test_a_tuned_lens_and_one_of_another_model(reading: Any, place: Path, tmp_path: Path) -> None:
     """Untrained translators change nothing."""
-    for name, home, texts in (("own", "a", [PROMPT, "the friend of is"]), ("other", "p", ["so", "hm so"])):
+    untrained = TunedConfig(steps=0, start="logit lens")
+    own, other = [PROMPT, "the friend of is", "the is"], ["so", "hm so", "so hm"]
+    for name, home, texts in (("own", "a", own), ("other", "p", other)):
         model = load(str(place / home / "m"))
-        save_tuned(train_tuned(model, model.encode(texts), config=TunedConfig(steps=0)), tmp_path / f"{name}.st")
+        save_tuned(train_tuned(model, model.encode(texts), config=untrained), tmp_path / f"{name}.st")
     tuned, plain = (table(reading("lens", PROMPT, *more, "--json")) for more in (("--tuned", "own.st"), ()))
     assert tuned["run"] != plain["run"]
     assert tuned["top"] == plain["top"] and np.allclose(tuned["top_probability"], plain["top_probability"])

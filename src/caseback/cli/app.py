@@ -33,6 +33,7 @@ COMMANDS = {
     "relation": ("caseback.cli.relation:app", "Relations as linear maps: judge one, list them."),
     "attribute": ("caseback.cli.reading:attribute", "What a relation reads in every state of a prompt."),
     "lens": ("caseback.cli.reading:lens", "What every layer would say next."),
+    "tune-lens": ("caseback.cli.tuned:tune_lens", "Train a lens that says early what the model says late."),
     "patch": ("caseback.cli.reading:patch", "Which layers and positions carry a task's answer."),
     "paths": ("caseback.cli.reading:paths", "Through which later heads a head matters."),
     "dla": ("caseback.cli.reading:dla", "Which heads, MLPs and features write a task's answer."),

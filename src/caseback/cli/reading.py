@@ -43,7 +43,9 @@ def lens(
     prompt: Prompt,
     site: Annotated[str, typer.Option(help="resid_post, resid_pre, resid_mid, attn_out or mlp_out.")] = "resid_post",
     answer: Annotated[list[str] | None, typer.Option(help="A word to follow; may be given again.")] = None,
-    tuned: Annotated[Path | None, typer.Option(metavar="FILE", help="Translators of a tuned lens.")] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(metavar="RUN|FILE", help="Translators: a run of tune-lens, its folder, or a file.")
+    ] = None,
     model: ModelName = None,
     twin: Twin = False,
     seed: Seed = 0,
@@ -54,9 +56,12 @@ def lens(
     as_json: Json = False,
 ) -> None:
     """What every layer would say next, at every token: the logit lens."""
+    from caseback.study import Study
     from caseback.study.readings import LENS
+    from caseback.study.readings.of_tuned import find_translators
 
-    own = {"prompt": prompt, "site": site, "answers": tuple(answer or ()), "tuned": str(tuned) if tuned else None}
+    translators = str(find_translators(tuned, Study(out))) if tuned else None
+    own = {"prompt": prompt, "site": site, "answers": tuple(answer or ()), "tuned": translators}
     carry_out(LENS, locals(), own)
 
 
