@@ -4,6 +4,7 @@ import { el, put } from "caseback/dom";
 import { minimalitySection, patchingSection } from "caseback/checks";
 import { curveSection } from "caseback/curves";
 import { dial, startOf, stopsOf } from "caseback/dial";
+import { reportFrame } from "caseback/frame";
 import { graphOf } from "caseback/graph";
 import { circuitGrid } from "caseback/grid";
 import { headline } from "caseback/headline";
@@ -18,7 +19,8 @@ const TOGGLES = [
   [["for", "supports"], ["against", "opposes"]],
 ];
 
-export function view(root, payload) {
+// `frame(payload, state, content)` is what stands around the content; a report's own, unless the page is part of another.
+export function view(root, payload, frame = reportFrame) {
   const graph = graphOf(payload);
   const state = hashState(
     { n: String(startOf(payload.curve, graph.maxRank)), node: "", hide: "", prompt: "1", theme: "" },
@@ -29,8 +31,7 @@ export function view(root, payload) {
       theme: (text) => text === "light" || text === "dark",
     },
   );
-  put(root,
-    masthead(payload, state),
+  put(root, frame(payload, state, [
     headline(payload, state),
     el("section", { "aria-label": "The question" }, promptFigure(payload, state)),
     el("div", { class: "bench" },
@@ -43,32 +44,11 @@ export function view(root, payload) {
     patchingSection(payload, graph, state),
     minimalitySection(payload, graph),
     recordSection(payload, graph),
-    el("footer", {}, "Made by caseback. This file holds everything it shows and asks nothing of any network."));
+  ]));
   addEventListener("keydown", (event) => {
     if (event.key === "Escape" && state.get().node) state.set({ node: "" });
   });
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((box) => box.setAttribute("open", "")));
-}
-
-export function masthead(payload, state) {
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => (state.get().theme ? state.get().theme === "dark" : system.matches);
-  const turn = () => state.set({ theme: dark() ? "light" : "dark" });
-  const button = el("button", { type: "button", class: "quiet theme", onclick: turn });
-  const root = document.documentElement;
-  const follow = () => put(button, dark() ? "light" : "dark");
-  state.listen(({ theme }) => {
-    if (theme) root.style.setProperty("color-scheme", theme);
-    else root.style.removeProperty("color-scheme");
-    follow();
-  });
-  system.addEventListener("change", follow);
-  const { model, task } = payload;
-  return el("header", { class: "masthead" },
-    el("p", { class: "mark" }, "caseback"),
-    el("div", {}, el("h1", {}, payload.title), el("p", { class: "soft" }, task.description)),
-    el("p", { class: "soft model" }, model.id),
-    button);
 }
 
 function toggles(state) {

@@ -4,24 +4,25 @@ import { scatter } from "caseback/checks";
 import { curvePlot } from "caseback/curve";
 import { el, put } from "caseback/dom";
 import { count, duration, percent } from "caseback/format";
+import { reportFrame } from "caseback/frame";
 import { heatMaps } from "caseback/heat";
 import { KINDS } from "caseback/kinds";
 import { list } from "caseback/record";
 import { hashState } from "caseback/state";
 import { table } from "caseback/table";
-import { masthead } from "caseback/views/circuit";
 
-export function view(root, payload) {
+// `frame(payload, state, content)` is what stands around the content; a report's own, unless the page is part of another.
+export function view(root, payload, frame = reportFrame) {
   const state = hashState({ theme: "" }, { theme: (text) => text === "light" || text === "dark" });
-  put(root,
-    masthead(payload, state),
+  put(root, frame(payload, state, [
     el("section", { class: "finding", "aria-label": "What was found" }, el("p", { class: "claim" }, payload.claim)),
     payload.sections.map(drawn),
     howSection(payload),
-    el("footer", {}, "Made by caseback. This file holds everything it shows and asks nothing of any network."));
+  ]));
 }
 
-function drawn({ title, text, curve, points, heat, heats, table: sheet }) {
+// One section of the payload.
+export function drawn({ title, text, curve, points, heat, heats, table: sheet }) {
   const clouds = points?.map((cloud) => el("figure", {}, scatter(cloud.points), el("figcaption", { class: "soft" }, cloud.name)));
   return el("section", {},
     el("h2", {}, title),
