@@ -1,4 +1,4 @@
-"""`caseback lens`, `patch`, `dla`, `heads`, `attribute`, `attribute-input` on models whose answers are known."""
+"""`caseback lens`, `patch`, `paths`, `dla`, `heads`, `attribute`, `attribute-input` on models whose answers are known."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ def reading(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setenv("CASEBACK_STUDY", str(tmp_path / "casebook"))
 
     def run(command: str, *options: Any) -> tuple[int, str, str]:
-        home = place / ("p" if command in ("patch", "dla", "heads") else "a")
+        home = place / ("p" if command in ("patch", "paths", "dla", "heads") else "a")
         own = {
             "attribute": ("--relation", home / "friend.json"),
             "patch": (home / "t.jsonl",),
+            "paths": (home / "t.jsonl",),
             "dla": (home / "t.jsonl",),
         }
         bare = options[:1] == ("bare",)  # the test names task or relation itself
@@ -75,6 +76,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "attribute": (PROMPT, "--object", "object3"),
     "attribute-input": (PROMPT, "--steps", 4),
     "patch": ("--n", 8),
+    "paths": ("--n", 8, "--sender", "mlp_out.1"),
     "dla": ("--n", 8, "--neurons", 3),
     "heads": ("--sequences", 3, "--length", 8),
 }
@@ -107,9 +109,13 @@ def test_the_twin_is_another_run_and_says_something_else(reading: Any, command: 
     twin = table(reading(command, *COMMANDS[command], "--twin", "--json"))
     assert twin["model"].startswith("random twin of ") and twin["run"] != trained["run"]
     other = table(reading(command, *COMMANDS[command], "--twin", "--seed", 1, "--json"))
-    name = {"lens": "top_probability", "attribute-input": "scores", "patch": "effect", "dla": "terms"}.get(
-        command, "copying"
-    )
+    name = {
+        "lens": "top_probability",
+        "attribute-input": "scores",
+        "patch": "effect",
+        "paths": "v",
+        "dla": "terms",
+    }.get(command, "copying")
     assert trained[name] != twin[name] != other[name]
 
 
@@ -154,6 +160,18 @@ def test_patch_and_dla_find_the_planted_path(reading: Any) -> None:
     assert sum(terms["terms"].values()) == pytest.approx(terms["total"], abs=1e-4)
 
 
+def test_paths_of_the_planted_model(reading: Any) -> None:
+    found = table(reading("paths", "--n", 8, "--sender", "mlp_out.1", "--json"))
+    assert found["v"][0][1] > 0.9 and found["whole"][0] > 0.9 and found["direction"] == "noise"
+    denoised = table(reading("paths", "--n", 8, "--sender", "mlp_out.1", "--direction", "denoise", "--json"))
+    assert denoised["run"] != found["run"]
+    assert denoised["v"][0][1] == pytest.approx(denoised["whole"][0], abs=0.05) and denoised["v"][0][1] > 0.3
+    through = table(reading("paths", "--n", 8, "--sender", "z.0.1", "--through-mlps", "--span", "end", "--json"))
+    assert through["through_mlps"] and through["span"] == "end"
+    said = sentence(reading("paths", "--n", 8))
+    assert "--sender z.LAYER.HEAD (layers 0 to 3, heads 0 to 3) or mlp_out.LAYER" in said and said.endswith(")")
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +199,14 @@ def test_patch_and_dla_find_the_planted_path(reading: Any) -> None:
         (("patch", "--source", "zero"), "denoising puts clean values in, not 'zero'; use direction='noise' with it"),
         (("dla", "bare", "nosuch"), "there is neither a task nor a file 'nosuch'; tasks are agreement, "),
         (("dla", "--neurons", 9), "the MLP of layer 9 has no single row of neurons; layers that have: 0, 1, 2, 3"),
+        (
+            ("dla", "--dictionary", "nosuch"),
+            "there is no dictionary nosuch; give a folder with cfg.json and sae_weights",
+        ),
+        (("paths", "--sender", "z.1"), "'z.1' is no sender of a path; give one head, as 'z.9.6', or one MLP, as "),
+        (("paths", "--sender", "z.9.1"), "z.9"),
+        (("paths", "--sender", "z.0.1", "--span", "nosuch"), "the pairs have no span 'nosuch'; they have: "),
+        (("paths", "bare", "nosuch"), "there is neither a task nor a file 'nosuch'; tasks are agreement, "),
         (("heads", "--length", 99), "99 different tokens were asked for"),
     ],
 )

@@ -85,44 +85,40 @@ def paths(config: PathsConfig, model: Model, stages: Stages, progress: Progress)
     wholes = [ends[0], ends_beside[0]]
     share = [s / w.value if abs(w.value) > 1e-3 else None for s, w in zip(summed, wholes, strict=True)]
     sums: list[list[Any]] = [[what, cell(a), cell(b)] for what, a, b in zip(totals, ends[:2], ends_beside, strict=True)]
-    sums.append(["all single receivers, summed", *summed])
+    sums.append(["single receivers, summed", *summed])
     whole, straight = ends[0], ends[1]
-    strongest = (
-        f"its strongest single path goes into {rows[0][0]} ({_percent(rows[0][1])}; of {control}: {rows[0][2]:.1%})"
-        if rows
-        else "no head comes after it"
-    )
-    verb = {"noise": "loses", "denoise": "restores"}[config.direction]
+    through = "no head comes after it"
+    if rows:
+        peak = max((float(v) for c in CHANNELS for v in others[c].ravel()), key=abs)
+        sums.append(["largest single receiver", rows[0][1], peak])
+        through = (
+            f"{summed[0]:.1%} summed over single heads, most into {rows[0][0]} ({rows[0][1][0]:.1%}; from {control}, at "
+            f"random, {peak:.1%} at most)"
+        )
+    verb = {"noise": "loses", "denoise": "gets back"}[config.direction]
     claim = (
-        f"With {name} from the other run the model {verb} {_percent(cell(whole))} of the answer; {strongest}, straight to "
-        f"the logits goes {_percent(cell(straight))}, and all single receivers sum to {summed[0]:.1%}."
+        f"With the other run's {name} the model {verb} {whole.value:.1%} of the answer ({whole.low:.1%} to {whole.high:.1%}): "
+        f"{straight.value:.1%} straight to the logits; {through}."
     )
-    maps = _maps(effects, layers)
     sections: list[dict[str, Any]] = [
         {
             "title": f"What reads {name}",
             "text": "Change of the answer when this receiver alone reads the sender's value from the other run, everything "
             "else as it is. 0: the run as it is; 100 %: the other run."
             + (" MLPs between the two carry the difference on." if config.through_mlps else ""),
-            **maps,
+            **_maps(effects, layers),
             "table": sheet(f"text receiver, percent effect, percent {control}", rows),
         },
         {
             "title": "The whole and its parts",
             "text": f"Whole effect: the sender replaced, everything after it free to follow. {control} is a head of the same "
-            "layer, drawn at random. Single paths are not additive, and paths with two or more heads between, or with "
-            "an MLP, are in the whole alone.",
+            "layer, drawn at random. Single paths need not add up: what heads do together is in the whole alone"
+            + ("." if config.through_mlps else ", and so is what goes through an MLP."),
             "table": sheet(f"text what, percent {name}, percent {control}", sums),
-        },
-        {
-            "title": f"What reads {control}, the control",
-            "text": "The same for the head drawn at random, on the same pairs.",
-            "detail": True,
-            **_maps(others, layers),
         },
     ]
     if not layers:
-        sections = sections[1:2]
+        del sections[0]
     table = {
         "sender": name,
         "control": control,
@@ -206,10 +202,6 @@ def _maps(effects: Mapping[str, np.ndarray], layers: list[int]) -> dict[str, Any
         for channel in CHANNELS
     ]
     return {"heats": maps}
-
-
-def _percent(found: list[float]) -> str:
-    return f"{found[0]:.1%} ({found[1]:.1%} to {found[2]:.1%})"
 
 
 PATHS = Looking("paths", PathsConfig, "Path patching", paths)
