@@ -47,6 +47,7 @@ COMMANDS = {
         "caseback.cli.exchange:app",
         "Circuits in the JSON of EAP-IG and MIB: write, read.",
     ),
+    "sweep": ("caseback.cli.sweep:sweep", "Many studies from one file, in several processes."),
     "runs": ("caseback.cli.runs:runs", "List the runs of a study folder."),
     "show": ("caseback.cli.runs:show", "Print a run."),
     "report": ("caseback.cli.runs:report", "Write a run's page and print where it is."),

@@ -63,9 +63,8 @@ def circuit(
             raise typer.BadParameter(f"{name} is {value!r}; choose one of {', '.join(choices)}")
     look(task)  # before transformers is imported and a model loaded
     from caseback.circuits.discover import DiscoverConfig
-    from caseback.circuits.parts import require
     from caseback.study import Study
-    from caseback.study.circuit import CircuitConfig, circuit_spec
+    from caseback.study.circuit import CircuitConfig
 
     config = CircuitConfig(
         task=task,
@@ -89,11 +88,7 @@ def circuit(
     )
     passed = {"task": task, "model": model, "n": n, "schema": schema, "seed": seed}
     with progress() as tick:
-        loaded = config.load_model(tick)
-        require(loaded)  # before its tokenizer is asked for anything
-        question = config.read_task(loaded)
-        spec = circuit_spec(config, loaded, question, passed=passed)
-        record = Study(out).run(spec, progress=tick, force=force, have={"model": loaded, "task": question})
+        record = Study(out).ask("circuit", config, passed=passed, progress=tick, force=force)
     if as_json:
         table = record.table
         typer.echo(json.dumps({key: table[key] for key in KEYS}))

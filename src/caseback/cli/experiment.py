@@ -119,12 +119,9 @@ def _run(experiment: Experiment, asked: Mapping[str, Any], own: Mapping[str, Any
     if asked["n"] is None and not is_file(asked["task"]):
         common["n"] = 100
     config = experiment.Config(**common, reference=asked["reference"].value, **own)
+    passed = {**own, "task": asked["task"], "n": asked["n"]}
     with progress() as tick:
-        model = config.load_model(tick)
-        task = config.read_task(model)
-        spec = experiment.spec(config, model, task, passed={**own, "task": asked["task"], "n": asked["n"]})
-        have = {"model": model, "task": task}
-        record = Study(asked["out"]).run(spec, progress=tick, force=asked["force"], have=have)
+        record = Study(asked["out"]).ask(experiment.name, config, passed=passed, progress=tick, force=asked["force"])
     if asked["as_json"]:
         typer.echo(json.dumps(record.table))
     else:

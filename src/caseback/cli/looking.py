@@ -20,20 +20,12 @@ def carry_out(looking: Looking, asked: dict[str, Any], own: dict[str, Any]) -> N
     """Carry out a reading as a run: `asked` holds the command's arguments, `own` those of its config alone. Relations whose
     operators it uses are judged first."""
     from caseback.study import Study
-    from caseback.study.judged import UsesConfig, cite
 
     common = {name: asked[name] for name in ("model", "seed", "dtype", "device", "twin") if name in asked}
-    config, study = looking.Config(**common, **own), Study(asked["out"])
-    uses = isinstance(config, UsesConfig)
-    if uses:
-        config.data()  # says at once which relation there is not
+    config = looking.Config(**common, **own)
+    passed = {name: value for name, value in own.items() if isinstance(value, str | int | None)}
     with progress() as tick:
-        model = config.load_model(tick)
-        if uses:
-            config = cite(config, study, model, tick)
-        passed = {name: value for name, value in own.items() if isinstance(value, str | int | None)}
-        spec = looking.spec(config, model, passed=passed)
-        record = study.run(spec, progress=tick, force=asked["force"], have={"model": model})
+        record = Study(asked["out"]).ask(looking.name, config, passed=passed, progress=tick, force=asked["force"])
     if asked["as_json"]:
         typer.echo(json.dumps(record.table))
     else:

@@ -8,13 +8,16 @@ from typing import Any
 
 from caseback.circuits.describe import describe
 from caseback.circuits.discover import DiscoverConfig, discover
+from caseback.circuits.parts import require
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
 from caseback.model.load import load
 from caseback.model.model import Model
 from caseback.study.resume import RunFolder
 from caseback.study.spec import Spec
+from caseback.study.store import Study
 from caseback.tasks import Task, read_task
+from caseback.tasks.files import look
 
 __all__ = ["METHOD", "CircuitConfig", "circuit_spec", "data_hash"]
 
@@ -60,6 +63,16 @@ def circuit_spec(config: CircuitConfig, model: Model, task: Task, *, passed: Map
 class _Circuit:
     name = "circuit"
     Config = CircuitConfig
+
+    def prepare(
+        self, config: Any, study: Study, *, passed: Mapping[str, Any], progress: Progress, model: Model | None = None
+    ) -> tuple[Spec, dict[str, Any]]:
+        """The spec of a config, its model and its task."""
+        look(config.task)  # before a model is loaded
+        model = model or config.load_model(progress)
+        require(model)  # before its tokenizer is asked for anything
+        task = config.read_task(model)
+        return circuit_spec(config, model, task, passed=passed), {"model": model, "task": task}
 
     def run(self, config: CircuitConfig, run: RunFolder, progress: Progress) -> None:
         """check → score → select → choose → evaluate → minimality → patch → view, each stage saved."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caseback.core.progress import Progress
 from caseback.core.stages import Checkpoint
@@ -18,6 +18,9 @@ from caseback.model.load import load
 from caseback.model.model import Model
 from caseback.study.resume import RunFolder
 from caseback.study.spec import Spec
+
+if TYPE_CHECKING:
+    from caseback.study.store import Study
 
 __all__ = ["Finding", "Looking", "LookingConfig", "cell", "heat", "line", "payload", "sheet"]
 
@@ -69,6 +72,10 @@ class LookingConfig:
         """SHA-256 of the texts that are looked at; None where the config says it all."""
         return None
 
+    def settled(self, study: Study, model: Model, progress: Progress) -> LookingConfig:
+        """The config with the runs it builds on named; those that are not there yet are made."""
+        return self
+
 
 Find = Callable[[Any, Model, RunFolder, Progress], Finding]
 
@@ -87,6 +94,15 @@ class Looking:
         return Spec.of(
             self.name, config, task=config.label, model=asdict(model.source), data=config.data(), passed=passed
         )
+
+    def prepare(
+        self, config: Any, study: Study, *, passed: Mapping[str, Any], progress: Progress, model: Model | None = None
+    ) -> tuple[Spec, dict[str, Any]]:
+        """The spec of a config, and the model."""
+        config.data()  # says at once what there is not
+        model = model or config.load_model(progress)
+        config = config.settled(study, model, progress)
+        return self.spec(config, model, passed=passed), {"model": model}
 
     def run(self, config: Any, run: RunFolder, progress: Progress) -> None:
         """Look, save what a page needs, end with the table."""

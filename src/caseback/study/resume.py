@@ -32,7 +32,7 @@ from caseback.core.provenance import peak_memory_mb
 from caseback.study.files import Checkpoint, Saved, cannot_write, read_checkpoint, write, write_checkpoint, write_json
 from caseback.study.spec import Spec, plain
 
-__all__ = ["Cost", "Event", "Interrupted", "RunFolder", "cost", "is_locked", "locked", "read_events"]
+__all__ = ["Busy", "Cost", "Event", "Interrupted", "RunFolder", "cost", "is_locked", "locked", "read_events"]
 
 _STAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -61,6 +61,10 @@ class Cost:
     """Greatest resident memory of the process, in MB (10^6 bytes)."""
     sessions: int
     """How often the run was begun or resumed."""
+
+
+class Busy(StudyError):
+    """Another process holds what was to be computed."""
 
 
 class RunFolder:
@@ -229,7 +233,7 @@ def cost(events: tuple[Event, ...]) -> Cost:
 
 @contextmanager
 def locked(path: Path, *, wait: float, busy: Callable[[], str]) -> Iterator[None]:
-    """Hold a lock file for the block; StudyError(busy()) when another holds it for longer than `wait` seconds."""
+    """Hold a lock file for the block; Busy(busy()) when another holds it for longer than `wait` seconds."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -242,7 +246,7 @@ def locked(path: Path, *, wait: float, busy: Callable[[], str]) -> Iterator[None
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise StudyError(busy()) from None
+                    raise Busy(busy()) from None
                 time.sleep(0.02)
         yield
     finally:

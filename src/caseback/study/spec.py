@@ -23,9 +23,11 @@ from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
 
 if TYPE_CHECKING:
+    from caseback.model.model import Model
     from caseback.study.resume import RunFolder
+    from caseback.study.store import Study
 
-__all__ = ["Method", "Spec", "plain"]
+__all__ = ["Asked", "Method", "Spec", "plain"]
 
 
 @runtime_checkable
@@ -38,6 +40,18 @@ class Method(Protocol):
 
     def run(self, config: Any, run: RunFolder, progress: Progress) -> None:
         """Compute through `run.stage` and `run.fold`, end with `run.write_result`."""
+        ...
+
+
+@runtime_checkable
+class Asked(Method, Protocol):
+    """A method that makes its spec from its config by itself: what commands, sweeps and the page ask."""
+
+    def prepare(
+        self, config: Any, study: Study, *, passed: Mapping[str, Any], progress: Progress, model: Model | None = None
+    ) -> tuple[Spec, dict[str, Any]]:
+        """The spec of a config, and what the run is handed: the model (loaded if it is not given) and the task. A request
+        that cannot be carried out is refused here, before there is a run."""
         ...
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caseback.core import registry
 from caseback.core.errors import CasebackError, StudyError
@@ -31,7 +31,10 @@ from caseback.core.provenance import environment, versions
 from caseback.study.files import Checkpoint, Saved, cannot_write, read_checkpoint, read_json, write_json
 from caseback.study.index import EVERY, Filter, Row, rows
 from caseback.study.resume import Cost, Event, Interrupted, RunFolder, cost, is_locked, locked, read_events
-from caseback.study.spec import Method, Spec
+from caseback.study.spec import Asked, Method, Spec
+
+if TYPE_CHECKING:
+    from caseback.model.model import Model
 
 __all__ = ["Record", "Study"]
 
@@ -186,6 +189,21 @@ class Study:
         if record.status == "finished" and not self._lacks_report(record):
             return record
         return self._compute(record, method, progress=progress, have=have or {}, new=new)
+
+    def ask(
+        self,
+        method: str,
+        config: Any,
+        *,
+        passed: Mapping[str, Any] | None = None,
+        progress: Progress = silent,
+        force: bool = False,
+        model: Model | None = None,
+    ) -> Record:
+        """Carry out what a method is asked by its config: load the model (unless it is given), prepare, run."""
+        found: Asked = registry.get("method", method)
+        spec, have = found.prepare(config, self, passed=passed or {}, progress=progress, model=model)
+        return self.run(spec, progress=progress, force=force, have=have)
 
     def resume(self, run: str, *, progress: Progress = silent, have: Mapping[str, Any] | None = None) -> Record:
         """Go on with a run that was not finished, or whose files were damaged since; a sound finished run is returned

@@ -22,7 +22,9 @@ from caseback.study.circuit import data_hash
 from caseback.study.finding import Finding, cell, payload, sheet
 from caseback.study.resume import RunFolder
 from caseback.study.spec import Spec
+from caseback.study.store import Study
 from caseback.tasks import PairBatch, Task, read_task
+from caseback.tasks.files import look
 
 __all__ = ["Experiment", "ExperimentConfig", "Finding", "cell", "mean_of", "renamed", "scored", "sheet"]
 
@@ -73,6 +75,16 @@ class Experiment:
         """What makes two runs the same: configuration, model files, pairs."""
         source, data = asdict(model.source), config.data(task)
         return Spec.of(self.name, config, task=task.name, model=source, data=data, passed=passed)
+
+    def prepare(
+        self, config: Any, study: Study, *, passed: Mapping[str, Any], progress: Progress, model: Model | None = None
+    ) -> tuple[Spec, dict[str, Any]]:
+        """The spec of a config, its model and its task."""
+        look(config.task)  # before a model is loaded
+        model = model or config.load_model(progress)
+        require(model)  # before its tokenizer is asked for anything
+        task = config.read_task(model)
+        return self.spec(config, model, task, passed=passed), {"model": model, "task": task}
 
     def run(self, config: ExperimentConfig, run: RunFolder, progress: Progress) -> None:
         """Check the task, find, save what a page needs, end with the table."""
