@@ -95,8 +95,9 @@ def test_the_layer_can_be_named(study: Study) -> None:
     assert found["changed"]["swap"] == 1 > found["changed"]["random"]
 
 
-def test_distract(study: Study) -> None:
-    record = ask(study, "distract", layer=0)
+@pytest.mark.parametrize("shots", [False, True])
+def test_distract(study: Study, shots: bool) -> None:
+    record = ask(study, "distract", layer=0, shots=shots)
     found, source = record.table, source_of(study, record)
     operator = source.at(0, MODEL, InMemory())
     rest = [one for one in source.relation.samples if one not in source.training]
@@ -111,13 +112,14 @@ def test_distract(study: Study) -> None:
             source.relation.prompt_templates[0],
             rest,
             kind,  # type: ignore[arg-type]
-            examples=source.training,
+            examples=source.training if shots else [],
         )
         assert found["n"] == plain.n
         assert found[f"{kind}_truth1"] == {name: plain.recall(name).value for name in READERS}
         assert found[f"{kind}_truth3"] == {name: plain.recall(name, 3).value for name in READERS}
         assert found[f"{kind}_falsehood1"] == {name: plain.recall(name, falsehood=True).value for name in READERS}
         assert np.allclose(found[f"{kind}_by_layer"], plain.by_layer("lens"))
+    assert shots or found["repetition_falsehood1"]["model"] > 0.9, "this model believes what it was told last"
 
 
 def test_isolate(study: Study) -> None:

@@ -61,6 +61,9 @@ def concepts(
 def distract(
     relation: Relation,
     layer: Layer = None,
+    shots: Annotated[
+        bool, typer.Option("--shots", help="Ask after examples, which a falsehood hardly overcomes.")
+    ] = False,
     model: ModelName = None,
     twin: Twin = False,
     seed: Seed = 0,
@@ -73,7 +76,7 @@ def distract(
     """Distraction tests: a falsehood is said before the question; is the truth still in the subject's state?"""
     from caseback.study.uses import DISTRACT
 
-    carry_out(DISTRACT, locals(), {"relation": relation, "layer": layer, "judge": _judge(seed)})
+    carry_out(DISTRACT, locals(), {"relation": relation, "layer": layer, "shots": shots, "judge": _judge(seed)})
 
 
 def isolate(

@@ -35,6 +35,9 @@ TOLD = {
 class DistractConfig(UseConfig):
     """Distraction tests of one relation."""
 
+    shots: bool = False
+    """Ask after the training samples as examples, which a falsehood hardly overcomes; else after the falsehood alone."""
+
 
 def distract(config: DistractConfig, model: Model, run: RunFolder, progress: Progress) -> Finding:
     """Does the operator still find the truth in the subject's state when a falsehood was said before?"""
@@ -53,7 +56,7 @@ def distract(config: DistractConfig, model: Model, run: RunFolder, progress: Pro
             template_of(source.relation, source.judge),
             rest,
             kind,
-            examples=[] if source.judge.zero_shot else training,
+            examples=training if config.shots else [],
             seed=config.seed,
             progress=progress,
         )
@@ -68,7 +71,7 @@ def distract(config: DistractConfig, model: Model, run: RunFolder, progress: Pro
         for kind in get_args(Kind)
     }
     sections: list[dict[str, Any]] = []
-    table: dict[str, Any] = {"relation": source.relation.name, "layer": operator.layer}
+    table: dict[str, Any] = {"relation": source.relation.name, "layer": operator.layer, "shots": config.shots}
     parts: list[str] = []
     for kind, found in tests.items():
         truth = {k: {name: found.recall(name, k) for name in READERS} for k in (1, 3)}
@@ -128,6 +131,10 @@ def distract(config: DistractConfig, model: Model, run: RunFolder, progress: Pro
     notes += [
         "The layer that is read is chosen on one half of the samples and scored on the other, both ways, and never the "
         "embedding; the random operator is allowed the same.",
+        "Examples come before the falsehood."
+        if config.shots
+        else "No examples come before the falsehood; the operator was estimated "
+        + ("without them too." if source.judge.zero_shot else "after some."),
         "Where the model still says the truth the falsehood did not take, and there is no distraction to overcome.",
     ]
     table["operator_run"] = source.run
