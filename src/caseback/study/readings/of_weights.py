@@ -191,9 +191,10 @@ def _head(config: WeightsConfig, place: tuple[int, int], model: Model, stages: S
         _spectra(a),
         *(_partner_maps(a[side], side, name, expected) for side in ("from", "to") if np.isfinite(a[side]).any()),
     ]
-    read, written = (_said(model, a, f"ov_{side}", 0, 0, 3) for side in ("read", "written"))
     values, random = a["ov_values"], a["ov_random"][0]
-    apart = [_times(a, f"ov_{side}", 0, 0) for side in ("read", "written")]
+    ends = [[_times(a, f"ov_{side}", 0, end) for side in ("read", "written")] for end in (0, 1)]
+    end = int(sum(ends[1]) > sum(ends[0]))  # which of the two is positive is arbitrary
+    apart, (read, written) = ends[end], (_said(model, a, f"ov_{side}", 0, end, 3) for side in ("read", "written"))
     score = "no copying score, as its eigenvalues are all 0"
     if np.isfinite(copying):
         score = f"a copying score of {copying:.2f} (control {control:+.2f})"
