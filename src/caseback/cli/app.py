@@ -41,6 +41,7 @@ COMMANDS = {
     "attention": ("caseback.cli.heads:attention", "Where heads look in a prompt, and what they take from there."),
     "weights": ("caseback.cli.heads:weights", "What heads and neurons read and write, from their weights alone."),
     "attribute-input": ("caseback.cli.reading:attribute_input", "Which tokens of a prompt the answer comes from."),
+    "claim": ("caseback.cli.claim:app", "Claims about parts of a model: write one down, test it, see how it stands."),
     "schema": ("caseback.cli.schema:app", "Schemas: induce, propose and apply the spans of a task."),
     "model": ("caseback.cli.model:app", "Models: sites, families, and the identities that must hold."),
     "exchange": (

@@ -1,0 +1,319 @@
+"""`caseback claim`: say what a part of a model does, test it on other data, see how the claim stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caseback.cli.heat import safe
+from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Twin
+from caseback.cli.progress import progress
+from caseback.cli.say import lines, say
+from caseback.core.errors import StudyError
+
+if TYPE_CHECKING:
+    from caseback.study.claims import Claim, Standing
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True, help="Claims about parts of a model: write one down, test it, see how it stands."
+)
+
+Name = Annotated[str, typer.Argument(metavar="CLAIM", help="A claim's id, the beginning of one, or 'latest'.")]
+Pairs = Annotated[
+    int | None, typer.Option("--n", min=2, help="Pairs, both halves together (default: 80, or all of a file).")
+]
+
+
+@app.command("new")
+def new(
+    component: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMPONENT",
+            help="Sites joined by '+' (z.9.6@to+mlp_out.3), circuit:RUN[:EDGES], or direction:FILE@SITE.",
+        ),
+    ],
+    description: Annotated[str, typer.Argument(metavar="DESCRIPTION", help="What it does, in words.")],
+    attends: Annotated[
+        str | None,
+        typer.Option(metavar="FROM:TO", help="Predict: from span FROM, the heads take most from span TO."),
+    ] = None,
+    effect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Predict the share of the answer that goes when the component is replaced by its mean (0.1:0.4).",
+        ),
+    ] = None,
+    at_least: Annotated[
+        float, typer.Option(help="The share of the answer it must carry for the claim to hold.")
+    ] = 0.05,
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="The run it was found in.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK|FILE", help="The task on whose discovery half it was found.")
+    ] = None,
+    n: Pairs = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the task's pairs.")] = 0,
+    model: ModelName = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Write a claim down before it is tested, with what its tests must show. What it was found on is never tested on."""
+    from caseback.study import Study, plain
+    from caseback.study.claims import Claim, FoundOn, found_on_run, found_on_task, new_claim
+    from caseback.tasks.files import is_file, look
+
+    if run and task:
+        raise StudyError("a claim is found in a run or on a task; give --run or --task, not both")
+    study, predicted = Study(out), _range(effect)
+    record = study.find(run) if run else None
+    if task:
+        look(task)
+        n = n if n is not None or is_file(task) else 80
+    with progress() as tick:
+        from caseback.model.load import load
+
+        name = model if model or record is None else record.spec.params.get("model")
+        loaded = load(name, progress=tick)
+        found = FoundOn()
+        if record is not None:
+            found = found_on_run(record, loaded)
+        elif task:
+            found = found_on_task(task, loaded, n=n, seed=seed)
+        written = new_claim(
+            study,
+            loaded,
+            Claim(
+                component=component,
+                description=description,
+                model={},
+                load=name,
+                attends=_spans(attends),
+                effect=predicted,
+                at_least=at_least,
+                found_on=found,
+            ),
+        )
+    if as_json:
+        typer.echo(json.dumps({"claim": written.id, **plain(written)}))
+        return
+    typer.echo(f"{safe(written.component)}: {safe(written.description)}")
+    typer.echo(f"found {_found(written)}; {len(found.prompts)} prompts set aside")
+    typer.echo(f"claim {written.id}")
+
+
+@app.command("test")
+def test(
+    claim: Name,
+    tests: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--test",
+            metavar="NAME",
+            help="predict, effect, sufficiency, necessity, minimality, specificity or adversarial; may be given again "
+            "(default: all that the claim and the input allow).",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="TASK|FILE", help="Whose held-out half to test on (default: the one it was found on)."),
+    ] = None,
+    n: Pairs = None,
+    adversarial: Annotated[
+        str | None, typer.Option(metavar="TASK|FILE", help="Other input for which the description says the same.")
+    ] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="There it says the opposite.")] = False,
+    randoms: Annotated[int, typer.Option(min=1, help="Random components to compare with.")] = 40,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the pairs and of what is drawn (default: as the claim needs).")
+    ] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Test a claim on prompts it was not found on, as a run."""
+    from caseback.study import Study
+    from caseback.study.claims import CLAIM_TEST, asked, read_claim
+
+    study = Study(out)
+    found = read_claim(study, claim)
+    config = asked(
+        study,
+        found,
+        tests=tests or (),
+        task=task,
+        n=n,
+        seed=seed,
+        adversarial=adversarial,
+        flips=flips,
+        randoms=randoms,
+        dtype=dtype,
+        device=device,
+        twin=twin,
+        **({"model": model} if model else {}),
+    )
+    with progress() as tick:
+        passed = {"claim": found.id, "task": task, "n": n, "seed": seed}
+        spec, have = CLAIM_TEST.prepare(config, study, passed=passed, progress=tick)
+        record = study.run(spec, progress=tick, force=force, have=have)
+    if as_json:
+        typer.echo(json.dumps(record.table))
+        return
+    say(record)
+    if not twin:
+        typer.echo(_standing(found, out))
+
+
+@app.command("list")
+def list_claims(out: Out = None, as_json: Json = False) -> None:
+    """All claims of a study, with their status."""
+    from caseback.study import Study
+    from caseback.study.claims import claims, standing
+
+    study = Study(out)
+    found = [standing(study, claim) for claim in claims(study)]
+    if as_json:
+        typer.echo(json.dumps([_json(each) for each in found]))
+        return
+    if not found:
+        typer.echo(f"no claims in {study.path}; `caseback claim new` makes one")
+        return
+    for each in found:
+        runs = {row["run"] for row in each.tests}
+        typer.echo(
+            f"{each.status:12}  {len(each.tests):>2} tests in {len(runs)} runs  {safe(each.claim.component)}: "
+            f"{safe(each.claim.description)}"
+        )
+        typer.echo(f"{'':12}  {each.claim.id}")
+
+
+@app.command("show")
+def show(claim: Name, out: Out = None, as_json: Json = False) -> None:
+    """How a claim stands: status, rule, every test that was run; and a page of it."""
+    from caseback.study import Study
+    from caseback.study.claims import read_claim, standing
+
+    study = Study(out)
+    found = standing(study, read_claim(study, claim))
+    page = _page(study.path, found)
+    if as_json:
+        typer.echo(json.dumps({**_json(found), "page": str(page)}))
+        return
+    view = _view(found)
+    typer.echo(f"{safe(view['claim'])}\n")
+    for section in view["sections"]:
+        typer.echo(safe(section["title"]))
+        for line in lines(section["table"]):
+            typer.echo(f"  {line}")
+        typer.echo("")
+    for note in view["notes"]:
+        typer.echo(safe(note))
+    typer.echo(f"page {page.resolve()}")
+
+
+def _spans(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    source, colon, target = text.partition(":")
+    if not (source and colon and target):
+        raise StudyError(f"--attends is {text!r}; write two spans as FROM:TO")
+    return source, target
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise StudyError(f"--effect is {text!r}; write two shares as LOW:HIGH, such as 0.1:0.4") from None
+    return low, high
+
+
+def _found(claim: Claim) -> str:
+    found = claim.found_on
+    if found.run:
+        return f"in run {found.run}"
+    return f"on the discovery half of {found.task}, seed {found.seed}" if found.task else "without data"
+
+
+def _standing(claim: Claim, out: Path | None) -> str:
+    from caseback.study import Study
+    from caseback.study.claims import standing
+
+    found = standing(Study(out), claim)
+    return f"claim {claim.id}: {found.status} after {len(found.tests)} tests"
+
+
+def _json(found: Standing) -> dict[str, Any]:
+    from caseback.study import plain
+
+    return {"claim": found.claim.id, "status": found.status, **plain(found.claim), "tests": plain(found.tests)}
+
+
+def _view(found: Standing) -> dict[str, Any]:
+    """The page of a claim (`caseback.show.experiments`)."""
+    from caseback.study.finding import sheet
+
+    claim = found.claim
+    rows = []
+    for row in found.tests:
+        control = [row["control"], row["control_low"], row["control_high"]] if row["control"] is not None else None
+        over = [row["over"], row["over_low"], row["over_high"]]
+        rows.append(
+            [row["test"], [row["value"], row["low"], row["high"]], control, row["bar"], over, row["verdict"]]
+            + [row["n"], row["forwards"], row["split"], row["run"]]
+        )
+    columns = (
+        "text test, percent value, percent control, text must reach, percent margin, text verdict, count pairs, "
+        "count prompts run, text data, text run"
+    )
+    said = f"\N{LEFT DOUBLE QUOTATION MARK}{claim.description}\N{RIGHT DOUBLE QUOTATION MARK}"
+    notes = [
+        f"Found {_found(claim)}; none of its {len(claim.found_on.prompts)} prompts is tested on.",
+        "Predicted: "
+        + "; ".join(
+            [f"it carries at least {claim.at_least:.0%} of the answer"]
+            + ([f"from {claim.attends[0]!r} it takes most from {claim.attends[1]!r}"] if claim.attends else [])
+            + ([f"its mean in its place takes {claim.effect[0]:.0%} to {claim.effect[1]:.0%}"] if claim.effect else [])
+        )
+        + ".",
+        "Rule: refuted if any test refutes it (its margin's whole interval lies below 0); supported if none does, sufficiency or "
+        "necessity supports it and specificity supports it (whole interval above 0); inconclusive otherwise; a hypothesis "
+        "before any test.",
+    ]
+    return {
+        "kind": "experiment",
+        "version": 1,
+        "title": f"Claim: {claim.component}",
+        "claim": f"{found.status.upper()}. {claim.component}: {said}",
+        "model": {"id": claim.model["id"], "revision": claim.model.get("revision")},
+        "task": {"name": claim.found_on.task or "", "description": "", "metric": "", "measured": len(found.tests)},
+        "sections": [
+            {
+                "title": "Tests",
+                "text": "A value must reach the bar, on prompts the claim was not found on; the margin says by how much it does.",
+                "table": sheet(columns, rows),
+            }
+        ],
+        "settings": {"claim": claim.id, "created": claim.created, "model_files": dict(claim.model["files"])},
+        "notes": notes,
+    }
+
+
+def _page(folder: Path, found: Standing) -> Path:
+    from caseback.show.report import page
+    from caseback.study.files import write
+
+    path = folder / "claims" / f"{found.claim.id}.html"
+    write(path, page({**_view(found), "environment": {}, "cost": {}}).encode(errors="replace"))
+    return path

@@ -1,0 +1,252 @@
+"""Claims as files beside the runs that test them.
+
+    <study>/claims/<id>.json    component, description, predictions, and the prompts it was found on; written once
+
+A claim says before it is tested what its tests must show, so it is never changed: another wording is another claim. Its
+tests are runs of the method "claim-test" that name its id; its status is read off them (`caseback.study.claims.rule`).
+The id ends in a hash of the content, so a test belongs to these words and no others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from caseback.core.errors import StudyError
+from caseback.core.provenance import sha256_file, sha256_json
+from caseback.model.model import Model
+from caseback.study.circuit import data_hash
+from caseback.study.claims.component import read_component, where
+from caseback.study.claims.rule import Status, status_of, verdict_of
+from caseback.study.files import cannot_write, read_json, write_json
+from caseback.study.spec import plain
+from caseback.study.store import Record, Study
+from caseback.tasks.files import is_file, read_task
+from caseback.tasks.task import Task
+
+__all__ = [
+    "Claim",
+    "FoundOn",
+    "Standing",
+    "claims",
+    "found_on_run",
+    "found_on_task",
+    "new_claim",
+    "prompt_hash",
+    "read_claim",
+    "standing",
+]
+
+METHOD = "claim-test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundOn:
+    """What a claim was found on; with all fields empty it was thought up without data."""
+
+    run: str | None = None
+    task: str | None = None
+    """A library task's name, or a file of pairs."""
+    n: int | None = None
+    seed: int = 0
+    half: str = ""
+    """discovery: that half of the task's pairs; all: both."""
+    prompts: tuple[str, ...] = field(default=(), repr=False)
+    """`prompt_hash` of every prompt, clean and counterfactual."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A component, what is said of it, and what its tests must show."""
+
+    component: str
+    description: str
+    """In words."""
+    model: Mapping[str, Any]
+    """id, revision and files (name → SHA-256) of the model it is about."""
+    load: str | None = None
+    """The model as given to `load`; None is the default model."""
+    attends: tuple[str, str] | None = None
+    """Predicted: from the first span, the heads take most from the second."""
+    effect: tuple[float, float] | None = None
+    """Predicted: between which shares of the answer goes when the component is replaced by its mean."""
+    at_least: float = 0.05
+    """The share of the answer the component must carry, in (0, 1]; in a minimality test, its parts together."""
+    vector: str | None = None
+    """SHA-256 of the file of a direction."""
+    found_on: FoundOn = field(default_factory=FoundOn)
+    created: str = ""
+    """UTC, ISO 8601; not part of the id."""
+
+    def __post_init__(self) -> None:
+        if not self.description.strip():
+            raise StudyError("a claim needs a description in words: what the component does")
+        if not 0 < self.at_least <= 1:
+            raise StudyError(f"the share a component must carry lies in (0, 1], got {self.at_least}")
+        if self.effect is not None and not self.effect[0] < self.effect[1]:
+            raise StudyError(
+                f"a predicted effect lies between a lower and a higher share, got {self.effect[0]} to {self.effect[1]}"
+            )
+
+    @property
+    def id(self) -> str:
+        """Beginning of component and description, and a hash of all but the date."""
+        body = {name: value for name, value in asdict(self).items() if name != "created"}
+        words = re.sub(r"[^a-z0-9]+", "-", f"{self.component} {self.description}".lower()).strip("-")
+        return f"{words[:40].strip('-')}-{sha256_json(plain(body))[:8]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A claim with its tests and what follows from them."""
+
+    claim: Claim
+    status: Status
+    tests: tuple[Mapping[str, Any], ...]
+    """Rows of the tests' runs, oldest first: test, value, low, high, control, bar, over, verdict, split, forwards, run."""
+
+
+def prompt_hash(text: str) -> str:
+    """16 hexadecimal digits of a prompt's SHA-256."""
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def hashes(task: Task) -> tuple[str, ...]:
+    """Of all prompts of a task, each once."""
+    return tuple(sorted({prompt_hash(text) for pair in task.pairs for text in (pair.clean, pair.counterfactual)}))
+
+
+def found_on_task(task: str, model: Model, *, n: int | None = None, seed: int = 0) -> FoundOn:
+    """The discovery half of a task; its held-out half is left for the tests."""
+    read = read_task(task, n=n, seed=seed, model=model)
+    return FoundOn(task=task, n=n, seed=seed, half="discovery", prompts=hashes(read.discovery))
+
+
+def found_on_run(record: Record, model: Model) -> FoundOn:
+    """All prompts a run looked at. Raises StudyError where they cannot be told, or are others now."""
+    asked = record.spec.params
+    if asked.get("task"):
+        task, n, seed = str(asked["task"]), asked.get("n"), int(asked.get("seed") or 0)
+        read = read_task(task, n=n, seed=seed, model=model)
+        given = [data_hash(read)] + ([sha256_file(task)] if is_file(task) else [])
+        if (
+            record.spec.data is not None
+            and record.spec.method in ("circuit", "patch", "dla")
+            and record.spec.data not in given
+        ):
+            raise StudyError(
+                f"run {record.id} looked at other pairs than {task!r} gives now; restore the file, or name --task"
+            )
+        return FoundOn(run=record.id, task=task, n=n, seed=seed, half="all", prompts=hashes(read))
+    if asked.get("prompt"):
+        return FoundOn(run=record.id, prompts=(prompt_hash(str(asked["prompt"])),))
+    if record.spec.method in ("heads", "weights"):  # random tokens, or no text at all
+        return FoundOn(run=record.id)
+    raise StudyError(
+        f"run {record.id} ({record.spec.method}) does not say which pairs it looked at; name them with --task"
+    )
+
+
+def new_claim(study: Study, model: Model, claim: Claim) -> Claim:
+    """Write a claim down, its component spelled out; the same claim again is the one that is there.
+
+    Raises StudyError or SiteError where the component does not exist or a predicted span is not among the task's.
+    """
+    component = read_component(claim.component, study, model)
+    claim = replace(claim, component=component.text, model=plain(asdict(model.source)), vector=component.sha256)
+    if claim.attends:
+        component.require(("predict",))
+    if claim.effect:
+        component.require(("effect",))
+    if claim.found_on.task:
+        pair = read_task(claim.found_on.task, n=claim.found_on.n, seed=claim.found_on.seed, model=model)[:1].encode(
+            model
+        )
+        for site in component.sites:
+            where(site, pair.clean)
+        if missing := [name for name in claim.attends or () if name not in pair.clean.spans]:
+            raise StudyError(f"the task has no span {missing[0]!r}; it has: {', '.join(pair.clean.spans) or 'none'}")
+    path = study.path / "claims" / f"{claim.id}.json"
+    if path.exists():
+        return read_claim(study, claim.id)
+    claim = replace(claim, created=datetime.now(UTC).isoformat(timespec="seconds"))
+    study.make()
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    write_json(path, asdict(claim))
+    return claim
+
+
+def claim_ids(study: Study) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in (study.path / "claims").glob("*.json") if not path.name.startswith(".")))
+
+
+def read_claim(study: Study, name: str) -> Claim:
+    """The claim with this id, an unambiguous beginning of one, or "latest"."""
+    ids = claim_ids(study)
+    if not ids:
+        raise StudyError(f"there are no claims in {study.path}; `caseback claim new` makes one")
+    if name == "latest":
+        return claims(study)[-1]
+    fitting = [name] if name in ids else [each for each in ids if each.startswith(name)]
+    if len(fitting) != 1:
+        what = f"is the beginning of {len(fitting)} claims" if fitting else f"is no claim in {study.path}"
+        raise StudyError(f"{name!r} {what}; there are: {', '.join((fitting or list(ids))[:8])}")
+    return _read(study.path / "claims" / f"{fitting[0]}.json")
+
+
+def claims(study: Study) -> tuple[Claim, ...]:
+    """All claims, oldest first."""
+    found = [_read(study.path / "claims" / f"{name}.json") for name in claim_ids(study)]
+    return tuple(sorted(found, key=lambda claim: (claim.created, claim.id)))
+
+
+def _read(path: Path) -> Claim:
+    body = read_json(path)
+    try:
+        found = body["found_on"]
+        claim = Claim(
+            **{key: value for key, value in body.items() if key not in ("found_on", "attends", "effect")},
+            attends=tuple(body["attends"]) if body["attends"] else None,
+            effect=tuple(body["effect"]) if body["effect"] else None,
+            found_on=FoundOn(**{**found, "prompts": tuple(found["prompts"])}),
+        )
+    except (KeyError, TypeError) as error:
+        raise StudyError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    if claim.id != path.stem:
+        raise StudyError(f"{path} is not the claim its name says; put the file back as it was, or remove it")
+    return claim
+
+
+def standing(study: Study, claim: Claim) -> Standing:
+    """A claim's tests, found by its id among the study's finished runs (those of a random twin, which test the method, left
+    out), and its status."""
+    rows: list[Mapping[str, Any]] = []
+    for id in study.ids():
+        if f"-{METHOD}-" not in id:
+            continue
+        try:
+            record = Record.open(study.path / "runs" / id)
+            if (
+                record.spec.params.get("claim") != claim.id
+                or record.spec.params.get("twin")
+                or record.status != "finished"
+            ):
+                continue
+            rows += [{**row, "run": id} for row in record.result["table"]["tests"]]
+        except StudyError:
+            continue  # a damaged run says nothing; `caseback runs` shows it
+    verdicts = [(str(row["test"]), verdict_of(_end(row["over_low"], -1), _end(row["over_high"], 1))) for row in rows]
+    return Standing(claim=claim, status=status_of(verdicts), tests=tuple(rows))
+
+
+def _end(value: float | None, side: int) -> float:
+    """An end of an interval as a record has it: None where the data do not bound it."""
+    return side * float("inf") if value is None else float(value)
