@@ -59,7 +59,9 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         kinds = [each] * len(value) if each is not None else list(parts)
         if len(kinds) == len(value):
             return tuple(_typed(part, item, where) for part, item in zip(kinds, value, strict=True))
-    elif kind is Any or (kind is float and type(value) is int) or type(value) is kind:
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif kind is Any or type(value) is kind:
         return value
     raise StudyError(f"{where} is {value!r}; it takes {_said(kind)}")
 
