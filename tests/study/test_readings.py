@@ -187,7 +187,7 @@ def test_dla_over_features(ask: Ask) -> None:
     assert first % say == second % say  # +d and -d of one coordinate
     judged = found["accounted_for"]
     assert judged["the dictionary"] == pytest.approx(1, abs=1e-4)
-    assert max(judged["directions turned"], judged["encoders shuffled"]) < 0.5
+    assert max(judged["turned"], judged["shuffled"]) < 0.5
     claim = record.stage("view").data["claim"]
     assert (
         claim.startswith(f"Feature {first} of mlp_out.3 has the largest term in size") and "for 100% of that" in claim

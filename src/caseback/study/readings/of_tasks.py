@@ -283,11 +283,12 @@ def _features(config: DlaConfig, model: Model, pairs: PairBatch, stages: Stages)
         shown |= {own.site: split.whole, "everything else": split.outside, "the metric": cut.total}
         judged = [
             [name, cell(one.explained()), one.fvu, one.l0, float(np.abs(one.terms).mean(axis=1).max(initial=0.0))]
-            for name, one in (("the dictionary", split), ("directions turned", turned), ("encoders shuffled", mixed))
+            for name, one in (("the dictionary", split), ("turned", turned), ("shuffled", mixed))
         ]
         data = {
             "features": split.features.tolist(),
             "terms": [cell(interval) for interval in split.intervals()] if len(split.features) else [],
+            "sizes": np.abs(split.terms).mean(axis=1).tolist(),
             "active": split.active.tolist(),
             "sums": {name: cell(mean_interval(values)) for name, values in shown.items()},
             "judged": judged,
@@ -297,21 +298,23 @@ def _features(config: DlaConfig, model: Model, pairs: PairBatch, stages: Stages)
 
     saved = stages.stage("features", found).data
     sums, judged, site = saved["sums"], saved["judged"], own.site
-    rows = [list(row) for row in zip(map(str, saved["features"]), saved["terms"], saved["active"], strict=True)]
+    columns = (map(str, saved["features"]), saved["sizes"], saved["terms"], saved["active"])
+    rows = [list(row) for row in zip(*columns, strict=True)]
     of_kept = [["features shown", sum(term[0] for term in saved["terms"])]]
     controls = "; ".join(f"{name} {_share(row[0])}" for name, *row in judged[1:])
-    largest = f"Feature {rows[0][0]} of {site} has the largest term in size, {rows[0][1][0]:+.2f}" if rows else ""
+    largest = f"Feature {rows[0][0]} of {site} has the largest term in size, {rows[0][1]:.2f} a pair" if rows else ""
     claim = (
         f"{largest or f'No feature of {site} is active'}; all of {site} has {sums[site][0]:+.2f} of "
         f"{sums['the metric'][0]:.2f} logits, and the dictionary accounts for {_share(judged[0][1])} of that in size "
-        f"({controls})."
+        f"(as a control, {controls})."
     )
     sections: list[dict[str, Any]] = [
         {
             "title": f"Features of {site}",
             "text": f"Logits each feature adds to the answer over the foil, directly, at the last token; the largest of "
-            f"{own.n_features:,} by mean size. Active: the share of pairs.",
-            "table": sheet("text feature, signed logits, percent active", rows),
+            f"{own.n_features:,} by mean size, the sign left out: a feature may add in one pair and take in another. "
+            "Active: the share of pairs.",
+            "table": sheet("text feature, number size, signed logits, percent active", rows),
         },
         {
             "title": "What they add up to",
@@ -321,12 +324,12 @@ def _features(config: DlaConfig, model: Model, pairs: PairBatch, stages: Stages)
         },
         {
             "title": "The dictionary beside two that mean nothing",
-            "text": "Accounted for: 1 − |error's term| / |the site's term|, in sums over pairs. Unexplained variance is that of "
-            "the site's value at the last token; prompts that end alike vary little there, which makes it large. Active: "
+            "text": "Accounted for: 1 − |error's term| / |the site's term|, in sums over pairs. Unexplained: the share of the "
+            "variance of the site's value at the last token; prompts that end alike vary little there, which makes it large. Active: "
             "features a pair. Largest: a feature's mean size, in logits. Turned: all directions by one random rotation. "
             "Shuffled: each feature switched on by another's encoder.",
             "table": sheet(
-                "text dictionary, percent accounted for, percent variance unexplained, number active, number largest",
+                "text dictionary, percent accounted for, percent unexplained, number active, number largest",
                 judged,
             ),
         },
