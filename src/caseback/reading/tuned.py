@@ -209,12 +209,12 @@ def _fitted(
         few = config.words < model.d_vocab and can_draw(model, final[:2])
         return Checkpoint(vars(found), {"few": few})
 
-    told = stages.stage("predictions", guessed)
+    told = stages.stage("prior", guessed)
     guess = Guess(**told.arrays)
     words = config.words if told.data["few"] else model.d_vocab
     fitted = []
     for s, site in enumerate(sites):
-        progress("translators", s, len(sites))
+        progress("layers", s, len(sites))
         fitted.append(
             fit(
                 model,
@@ -231,7 +231,7 @@ def _fitted(
                 name=f"translator-{site}".lower().replace("_", "-"),
             )
         )
-    progress("translators", len(sites), len(sites))
+    progress("layers", len(sites), len(sites))
     return fitted, guess
 
 

@@ -105,7 +105,7 @@ def find_translators(text: str | os.PathLike[str], study: Study) -> Path:
         if path.is_dir() or (path.suffix and not path.exists()):
             raise FileNotFoundError(2, "there is no such file", os.fspath(text)) from error
         raise ReadingError(f"{os.fspath(text)!r} is neither a file of translators nor a run: {error}") from error
-    found = record.path / "arrays" / f"{STAGE}.safetensors"
+    found = record.path.resolve() / "arrays" / f"{STAGE}.safetensors"
     if record.spec.method != "tune-lens" or not found.exists():
         raise ReadingError(
             f"run {record.id} has no translators; give a finished run of `caseback tune-lens`, or a file of its --save"
@@ -172,7 +172,7 @@ def tune(config: TuneConfig, model: Model, stages: Stages, progress: Progress) -
             **own,
             "table": sheet(
                 "text site, number logit lens, number tuned lens, signed gain over logit lens, signed gain over constant, "
-                "number logit lens shuffled, number tuned lens shuffled, text kept",
+                "number logit lens shuffled, number tuned lens shuffled, text chosen",
                 rows,
             ),
         },
@@ -201,7 +201,7 @@ def tune(config: TuneConfig, model: Model, stages: Stages, progress: Progress) -
         "logit_lens_shuffled": [x.value for x in plain],
         "tuned_lens_shuffled": [x.value for x in mixed],
         "constant_shuffled": mixed_prior.value,
-        "kept": list(lens.kept),
+        "chosen": list(lens.kept),
         "mean_logit_lens": float(judged.before.mean()),
         "mean_tuned_lens": float(judged.after.mean()),
     }
@@ -209,7 +209,8 @@ def tune(config: TuneConfig, model: Model, stages: Stages, progress: Progress) -
     notes = [
         f"{batch.n} texts of at most {config.length} tokens "
         + (f"{where}." if config.texts is None else f"from {config.label}."),
-        f"Intervals are over the {n} texts that judge; others trained, and others chose what was kept of each layer.",
+        f"Intervals are over the {n} texts that judge; others trained, and others chose what was kept of each layer: the logit "
+        "lens, a constant, a regression of the last layer on it (with its ridge), or what was trained from that.",
         "A translator may say what the layer holds and the model never uses: that is for a patch to decide.",
     ]
     return Finding(claim=claim, table=table, sections=sections, notes=notes, measured=n)
