@@ -35,9 +35,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from caseback.core.errors import CasebackError, StudyError
+from caseback.model.load import load
+from caseback.model.model import Model
 from caseback.show import casebook
 from caseback.show.follow import Events, Watch
 from caseback.show.guard import Guard, policy
+from caseback.show.live import Live, known_models, look_of
 from caseback.study import Study
 
 __all__ = ["DEFAULT_PORT", "application", "serve"]
@@ -69,6 +72,7 @@ _SHELL = """<!doctype html>
 
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 
+Load = Callable[[str | None], Model]
 Answer = Callable[[Request], Awaitable[Response]]
 
 
@@ -97,8 +101,9 @@ def _shell() -> tuple[str, str]:
 class _App:
     """The answers. `closing` is set when the server ends, so that streams end with it."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, load: Load) -> None:
         self.study = study
+        self.prompts = Live(study, load)
         self.closing = asyncio.Event()
         self.streams = 0
 
@@ -111,12 +116,15 @@ class _App:
             "/api/runs/{run}/events": self.events,
             "/api/compare": self.compare,
             "/api/live": self.live,
+            "/api/models": self.models,
         }
+        changes: dict[str, Answer] = {"/api/prompt": self.prompt}
         pages = ("/", "/run/{run}", "/compare", "/prompt", "/new")
         return [
             *(Route(path, self.page, methods=["GET"]) for path in pages),
             Route("/static/{name:path}", self.static, methods=["GET"]),
             *(Route(path, answer, methods=["GET"]) for path, answer in api.items()),
+            *(Route(path, answer, methods=["POST"]) for path, answer in changes.items()),
         ]
 
     async def page(self, request: Request) -> Response:
@@ -147,6 +155,18 @@ class _App:
         name = request.query_params.get("name", "")
         text = await run_in_threadpool(casebook.csv_of, self.study, request.path_params["run"], name)
         return Response(text.encode("utf-8", "replace"), headers={"content-type": "text/csv; charset=utf-8"})
+
+    async def models(self, request: Request) -> Response:
+        return await _json(known_models, self.study)
+
+    async def prompt(self, request: Request) -> Response:
+        look = look_of(await request.json())
+
+        async def lines() -> AsyncIterator[str]:
+            async for part in self.prompts.read(look):
+                yield json.dumps(part) + "\n"
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def live(self, request: Request) -> Response:
         watch = Watch(self.study)
@@ -249,9 +269,10 @@ async def _defect(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
 
 
-def application(study: Study, *, token: str, port: int) -> Starlette:
-    """The ASGI application for one study; answers to 127.0.0.1 and localhost on that port, with that token."""
-    app = _App(study)
+def application(study: Study, *, token: str, port: int, load: Load = load) -> Starlette:
+    """The ASGI application for one study; answers to 127.0.0.1 and localhost on that port, with that token. `load` gives
+    the prompt box its models."""
+    app = _App(study, load)
     shell = Starlette(
         routes=app.routes(),
         exception_handlers={HTTPException: _refused, CasebackError: _refused, OSError: _defect, Exception: _defect},
@@ -307,6 +328,7 @@ def serve(study: Study, *, port: int | None = None, browser: bool = True, say: C
         pass
     finally:
         listening.close()
+        shell.state.casebook.prompts.close()
 
 
 def _listen(port: int | None) -> socket.socket:

@@ -2,7 +2,7 @@
 
 import { el, put } from "caseback/dom";
 
-const PLACES = [["", "/", "Casebook"]];
+const PLACES = [["", "/", "Casebook"], ["prompt", "/prompt", "Prompt"]];
 const THEME = "caseback-theme";
 
 // Puts the shell into `root` and returns the box for the page.

@@ -3,11 +3,12 @@
 import { take } from "caseback/app/api";
 import { page as casebook } from "caseback/app/casebook";
 import { page as compare } from "caseback/app/compare";
+import { page as prompt } from "caseback/app/prompt";
 import { shell } from "caseback/app/shell";
 import { page as run } from "caseback/app/run";
 
 take();
 const root = document.getElementById("view");
-const pages = { "": casebook, run, compare };
+const pages = { "": casebook, run, compare, prompt };
 const [, name, id] = location.pathname.split("/");
 pages[name](shell(root, name), id && decodeURIComponent(id));
