@@ -24,6 +24,7 @@ from caseback.core.errors import CasebackError
 __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = {
+    "audit": ("caseback.cli.audit:audit", "Examine a model with every method, in the minutes given."),
     "circuit": ("caseback.cli.circuit:circuit", "Find, check and draw the circuit behind a task."),
     "task": ("caseback.cli.task:app", "Tasks: list them, check them on a model, export and import them."),
     "experiment": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -98,13 +98,15 @@ def circuit(
 
 def _say(record: Record) -> None:
     """The curve, the chosen size and where the page is."""
+    from caseback.study.circuit import headline
+
     table, details = record.table, record.details
     typer.echo(f"{table['task']} on {table['model']}: {table['n']} pairs, accuracy {table['accuracy']:.1%}\n")
     typer.echo(f"{'edges':>9}  {'faithfulness':>12}  {'95% interval':>16}  {'random':>7}  {'agnostic':>8}")
     columns = ("sizes", "faithfulness", "low", "high", "random", "agnostic")
     for size, value, low, high, random, agnostic in zip(*(table[name] for name in columns), strict=True):
         typer.echo(f"{size:>9,}  {value:>12.3f}  [{low:>6.3f}, {high:>6.3f}]  {random:>7.3f}  {agnostic:>8.3f}")
-    typer.echo(f"\n{_headline(table, details)}")
+    typer.echo(f"\n{headline(table, details)}")
     areas = next(row for row in details["areas"] if row["name"] == "circuit")
     typer.echo(
         f"CPR {areas['cpr_log']:.3f}, CMD {areas['cmd_log']:.3f} on the log axis "
@@ -113,14 +115,3 @@ def _say(record: Record) -> None:
     )
     typer.echo(f"run {record.id}")
     typer.echo(f"page {record.report.resolve()}" if record.report else "no page was written")
-
-
-def _headline(table: dict[str, Any], details: Any) -> str:
-    i = table["sizes"].index(details["chosen"]["edges"])
-    mine, random, agnostic = (
-        f"{round(table[name][i], 2) + 0.0:.0%}" for name in ("faithfulness", "random", "agnostic")
-    )
-    return (
-        f"{table['sizes'][i]:,} of {table['sizes'][-1]:,} edges keep {mine} of the answer on held-out prompts; "
-        f"as many random edges keep {random}, as many without positions {agnostic}."
-    )

@@ -19,7 +19,7 @@ from caseback.study.store import Study
 from caseback.tasks import Task, read_task
 from caseback.tasks.files import look
 
-__all__ = ["METHOD", "CircuitConfig", "circuit_spec", "data_hash"]
+__all__ = ["METHOD", "CircuitConfig", "circuit_spec", "data_hash", "headline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,18 @@ def data_hash(task: Task) -> str:
 def circuit_spec(config: CircuitConfig, model: Model, task: Task, *, passed: Mapping[str, Any]) -> Spec:
     """What makes this study the same as another: configuration, model files, pairs."""
     return Spec.of("circuit", config, task=task.name, model=asdict(model.source), data=data_hash(task), passed=passed)
+
+
+def headline(table: Mapping[str, Any], details: Mapping[str, Any]) -> str:
+    """What the chosen circuit keeps, and what its controls do."""
+    i = table["sizes"].index(details["chosen"]["edges"])
+    mine, random, agnostic = (
+        f"{round(table[name][i], 2) + 0.0:.0%}" for name in ("faithfulness", "random", "agnostic")
+    )
+    return (
+        f"{table['sizes'][i]:,} of {table['sizes'][-1]:,} edges keep {mine} of the answer on held-out prompts; "
+        f"as many random edges keep {random}, as many without positions {agnostic}."
+    )
 
 
 class _Circuit:
