@@ -23,7 +23,7 @@ from caseback.study.finding import Finding, Looking, heat, sheet
 from caseback.study.readings.of_heads import head_of, named
 from caseback.study.readings.of_prompts import PromptConfig, numbered
 
-__all__ = ["ATTENTION", "AttentionConfig", "attention"]
+__all__ = ["ATTENTION", "CELLS", "AttentionConfig", "attention"]
 
 CELLS = 18_000
 """Cells of the page's heat maps; a page holds 20,000."""

@@ -28,6 +28,7 @@ from caseback.reading.weights import (
     singular_words,
 )
 from caseback.study.finding import Finding, Looking, LookingConfig, heat, line, sheet
+from caseback.study.readings.of_attention import CELLS
 from caseback.study.readings.of_heads import copied, head_of, named, place_of
 from caseback.study.readings.of_prompts import texts
 
@@ -125,20 +126,24 @@ def _all(config: WeightsConfig, model: Model, stages: Stages) -> Finding:
         for i, c in enumerate(CHANNELS):
             partners = [[named(divmod(int(w), heads)) for w in row] for row in a["writer"][i, 1:]]
             maps.append({"name": f"Into {INTO[c]}", **heat(*axes, a["most"][i, 1:], texts=partners)})
-        sections += [
+        sections.append(
             {
                 "title": "Strongest compositions",
                 "text": "How much of what an earlier head writes a later one reads: ‖W_a W_b‖ / (‖W_a‖ ‖W_b‖), at most 1. Control: "
-                f"√(1/d) = {expected:.3f}, the mean of heads turned at random.",
+                f"√(1/d) = {expected:.3f}, the root mean square of heads turned at random. These are the largest of many: `--twin` has "
+                "those of random weights.",
                 "table": sheet("text through, text from head, text to head, number score, number at random", rows),
-            },
-            {
-                "title": "Who feeds whom most",
-                "text": "For every head the earlier head with the largest composition; the colour is the score.",
-                "heats": maps,
-                "detail": True,
-            },
-        ]
+            }
+        )
+        if 4 * layers * heads <= CELLS:
+            sections.append(
+                {
+                    "title": "Who feeds whom most",
+                    "text": "For every head the earlier head with the largest composition; the colour is the score.",
+                    "heats": maps,
+                    "detail": True,
+                }
+            )
     claim = "No head has a copying score: all their eigenvalues are 0"
     if np.isfinite(a["copying"]).any():
         top = divmod(int(np.nanargmax(a["copying"])), heads)
