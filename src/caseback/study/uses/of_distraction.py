@@ -29,6 +29,7 @@ TOLD = {
     "repetition": "A falsehood stated twice before the question",
     "instruction": "A falsehood to be copied before the question",
 }
+SHORT = {"repetition": "told a falsehood twice", "instruction": "told to copy one"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +78,8 @@ def distract(config: DistractConfig, model: Model, run: RunFolder, progress: Pro
         truth = {k: {name: found.recall(name, k) for name in READERS} for k in (1, 3)}
         told = {name: found.recall(name, falsehood=True) for name in READERS}
         parts.append(
-            f"{'After' if not parts else 'after'} {TOLD[kind][0].lower()}{TOLD[kind][1:]} the model says the truth in "
-            f"{truth[1]['model'].value:.0%} of {found.n} prompts and the falsehood in {told['model'].value:.0%}; the operator "
-            f"at the subject finds the truth in {truth[1]['lens'].value:.0%}, its random twin in {truth[1]['twin'].value:.0%}"
+            f"{SHORT[kind]} the model says the truth in {truth[1]['model'].value:.0%}, the operator at the subject finds it in "
+            f"{truth[1]['lens'].value:.0%} (its random twin in {truth[1]['twin'].value:.0%})"
         )
         rows = [[READERS[k], *map(cell, (truth[1][k], truth[3][k], told[k]))] for k in READERS]
         sections.append(
@@ -139,7 +139,7 @@ def distract(config: DistractConfig, model: Model, run: RunFolder, progress: Pro
     ]
     table["operator_run"] = source.run
     return Finding(
-        claim="; ".join(parts) + ".",
+        claim=f"Of {tests['repetition'].n} subjects: {'; '.join(parts)}.",
         table=table,
         sections=sections,
         notes=notes,
