@@ -59,6 +59,17 @@ def record(view: dict[str, Any], table: dict[str, Any] | None = None, report: Pa
     )
 
 
+def test_long_texts_are_wrapped_to_the_terminal() -> None:
+    long = "a sentence that goes on for quite a while, longer than there is room for in a line"
+    table = sheet("text what, percent share, text run", [[long, 0.5, "20261122-201645-lens"], ["short", 0.25, "x"]])
+    shown = lines(table, 60)
+    assert max(map(len, shown)) <= 60
+    assert shown[1].endswith("50.0%  20261122-201645-lens") and shown[2].startswith("quite a while")
+    assert " ".join(line[:29].strip() for line in shown[1:-1]) == long
+    assert shown[-1].startswith("short ")
+    assert max(map(len, lines(table, 10))) == 24 + 2 + 5 + 2 + 20  # no column of text below 24
+
+
 def said(capsys: pytest.CaptureFixture[str], *given: Any, **more: Any) -> str:
     say_module.say(record(*given, **more))
     return capsys.readouterr().out

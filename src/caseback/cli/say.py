@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -42,16 +44,27 @@ def say(record: Record) -> None:
 FORMATS = {"count": "{:,.0f}", "percent": "{:.1%}", "number": "{:.3f}", "signed": "{:+.3g}"}
 
 
-def lines(table: Mapping[str, Any]) -> list[str]:
-    """A table of a section as aligned lines."""
+def lines(table: Mapping[str, Any], width: int = WIDTH) -> list[str]:
+    """A table of a section as aligned lines; the widest column of text is wrapped until they fit, or is 24 wide."""
     kinds = [column["kind"] for column in table["columns"]]
     rows = [[column["name"] for column in table["columns"]]]
     rows += [[cell(content, kind) for content, kind in zip(row, kinds, strict=True)] for row in table["rows"]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(kinds))]
+    texts = [i for i, kind in enumerate(kinds) if kind == "text"]
+    while sum(widths) + 2 * len(widths) - 2 > width and texts:
+        widest = max(texts, key=lambda i: widths[i])
+        if widths[widest] <= 24:
+            break
+        others = max((widths[i] for i in texts if i != widest), default=24)
+        widths[widest] -= max(1, min(sum(widths) + 2 * len(widths) - 2 - width, widths[widest] - max(24, others)))
     sides = ["<" if kind == "text" else ">" for kind in kinds]
-    return [
-        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)).rstrip() for row in rows
-    ]
+    shown: list[str] = []
+    for row in rows:
+        parts = [[text] if len(text) <= space else textwrap.wrap(text, space) for text, space in zip(row, widths)]
+        for line in zip_longest(*parts, fillvalue=""):
+            padded = (f"{text:{side}{space}}" for text, side, space in zip(line, sides, widths))
+            shown.append("  ".join(padded).rstrip())
+    return shown
 
 
 def cell(content: Any, kind: str) -> str:

@@ -62,8 +62,9 @@ class Known:
 
     @property
     def best(self) -> tuple[str, ...]:
-        """Tasks the model answers in at least 80 %, best first."""
-        return tuple(sorted((t for t, share in self.accuracy.items() if share >= 0.8), key=lambda t: -self.accuracy[t]))
+        """Tasks the model answers in at least 80 %, best first; of equals the one most is known of."""
+        able = [task for task, share in self.accuracy.items() if share >= 0.8]
+        return tuple(sorted(able, key=lambda task: (-self.accuracy[task], task != "ioi", task)))
 
 
 @dataclass(frozen=True)
