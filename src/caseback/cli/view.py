@@ -35,4 +35,6 @@ def view(
         typer.echo(address)
         typer.echo("Only this machine reaches it, and only with this address. Ctrl-C ends it.", err=True)
 
-    serve(Study(study), port=port, browser=not no_browser, say=say)
+    if going_on := serve(Study(study), port=port, browser=not no_browser, say=say):
+        studies = "1 study goes" if going_on == 1 else f"{going_on} studies go"
+        typer.echo(f"{studies} on; `caseback runs` says how far, `caseback view` shows it again", err=True)

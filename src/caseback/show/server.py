@@ -39,7 +39,9 @@ from caseback.model.load import load
 from caseback.model.model import Model
 from caseback.show import casebook
 from caseback.show.follow import Events, Watch
+from caseback.show.forms import forms
 from caseback.show.guard import Guard, policy
+from caseback.show.jobs import Jobs
 from caseback.show.live import Live, known_models, look_of
 from caseback.study import Study
 
@@ -104,6 +106,7 @@ class _App:
     def __init__(self, study: Study, load: Load) -> None:
         self.study = study
         self.prompts = Live(study, load)
+        self.jobs = Jobs(study)
         self.closing = asyncio.Event()
         self.streams = 0
 
@@ -117,8 +120,15 @@ class _App:
             "/api/compare": self.compare,
             "/api/live": self.live,
             "/api/models": self.models,
+            "/api/methods": self.methods,
+            "/api/jobs": self.list_jobs,
         }
-        changes: dict[str, Answer] = {"/api/prompt": self.prompt}
+        changes: dict[str, Answer] = {
+            "/api/prompt": self.prompt,
+            "/api/jobs": self.start,
+            "/api/jobs/{job}/cancel": self.cancel,
+            "/api/runs/{run}/resume": self.resume,
+        }
         pages = ("/", "/run/{run}", "/compare", "/prompt", "/new")
         return [
             *(Route(path, self.page, methods=["GET"]) for path in pages),
@@ -159,6 +169,25 @@ class _App:
     async def models(self, request: Request) -> Response:
         return await _json(known_models, self.study)
 
+    async def methods(self, request: Request) -> Response:
+        return await _json(forms)
+
+    async def list_jobs(self, request: Request) -> Response:
+        return await _json(self.jobs.all)
+
+    async def start(self, request: Request) -> Response:
+        body = await request.json()
+        method, params, force = body.get("method"), body.get("params", {}), body.get("force", False)
+        if not (isinstance(method, str) and isinstance(params, dict) and isinstance(force, bool)) or len(body) > 3:
+            raise StudyError("a study is begun with a method, its params and, to do it again, force")
+        return await _json(lambda: self.jobs.start(method, params, force=force))
+
+    async def cancel(self, request: Request) -> Response:
+        return await _json(self.jobs.cancel, request.path_params["job"])
+
+    async def resume(self, request: Request) -> Response:
+        return await _json(self.jobs.resume, request.path_params["run"])
+
     async def prompt(self, request: Request) -> Response:
         look = look_of(await request.json())
 
@@ -174,7 +203,7 @@ class _App:
         async def told() -> AsyncIterator[tuple[str, Any]]:
             last = None
             while True:
-                seen = await run_in_threadpool(watch.look)
+                seen = await run_in_threadpool(lambda: watch.look() | {"jobs": self.jobs.all()})
                 if seen != last:
                     yield "study", seen
                 last = seen
@@ -299,8 +328,9 @@ class _Server(uvicorn.Server):
             self.ready()
 
 
-def serve(study: Study, *, port: int | None = None, browser: bool = True, say: Callable[[str], None] = print) -> None:
-    """Serve a study on the loopback address until Ctrl-C; `say` is told the address to open.
+def serve(study: Study, *, port: int | None = None, browser: bool = True, say: Callable[[str], None] = print) -> int:
+    """Serve a study on the loopback address until Ctrl-C; `say` is told the address to open. Returns how many studies
+    begun from the page go on by themselves.
 
     Without a port the usual one is taken, or any free one where that is in use. Raises StudyError for a port in use.
     """
@@ -329,6 +359,7 @@ def serve(study: Study, *, port: int | None = None, browser: bool = True, say: C
     finally:
         listening.close()
         shell.state.casebook.prompts.close()
+    return int(shell.state.casebook.jobs.close())
 
 
 def _listen(port: int | None) -> socket.socket:

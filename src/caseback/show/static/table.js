@@ -2,6 +2,8 @@
 
 import { el, put } from "caseback/dom";
 
+const LONG = 40; // characters; a longer text is broken into lines
+
 // columns: [{name, title, number: bool, show(row) → node or text, by(row) → sort key}]; a column without `by` does not sort.
 // rows come in the order they are first shown in. Returns the table in a box that scrolls by itself.
 export function table(columns, rows, { caption, sorted = null, limit = Infinity } = {}) {
@@ -24,8 +26,11 @@ export function table(columns, rows, { caption, sorted = null, limit = Infinity 
     });
     const listed = column?.by ? [...rows].sort((a, b) => compare(column.by(a), column.by(b)) * (down ? -1 : 1)) : rows;
     put(body, listed.slice(0, limit).map((row) =>
-      el("tr", {}, columns.map((c, i) =>
-        el(i ? "td" : "th", { scope: i ? null : "row", class: c.number ? "number" : null }, c.show(row))))));
+      el("tr", {}, columns.map((c, i) => {
+        const shown = c.show(row);
+        const long = !c.number && (shown?.textContent ?? String(shown ?? "")).length > LONG;
+        return el(i ? "td" : "th", { scope: i ? null : "row", class: c.number ? "number" : long ? "long" : null }, shown);
+      }))));
   }
 
   fill();

@@ -1,6 +1,7 @@
 // One run: its drawing as in the report, or how far it is; then its tables, how to reopen it, and all that happened.
 
-import { ask, follow, text } from "caseback/app/api";
+import { ask, follow, send, text } from "caseback/app/api";
+import { stopButton } from "caseback/app/jobs";
 import { moment, progress, status } from "caseback/app/parts";
 import { escapes, problem } from "caseback/app/shell";
 import { el, put } from "caseback/dom";
@@ -42,7 +43,19 @@ function head(run, title, description) {
       el("span", {}, moment(run.created)),
       el("span", {}, duration(cost.seconds), cost.sessions > 1 && el("small", {}, ` in ${cost.sessions} sessions`)),
       el("span", { class: "id" }, el("bdi", {}, run.id)),
-      el("a", { href: `/compare#${new URLSearchParams({ a: run.id })}` }, "compare with another")));
+      run.status === "finished" && el("a", { href: `/compare#${new URLSearchParams({ a: run.id })}` }, "compare with another"),
+      el("span", { id: "act" }, ["interrupted", "unfinished", "failed", "damaged"].includes(run.status) &&
+        el("button", { type: "button", class: "act", onclick: (event) => goOn(event.target, run.id) }, "Go on with it"))));
+}
+
+async function goOn(button, id) {
+  button.setAttribute("disabled", "");
+  try {
+    await send(`/api/runs/${encodeURIComponent(id)}/resume`, {});
+    setTimeout(() => location.reload(), 1500);
+  } catch (error) {
+    button.replaceWith(problem(error));
+  }
 }
 
 function undrawn(run) {
@@ -121,6 +134,11 @@ function detail(event) {
 // A run that is computed now: its stages move; when it ends, the page is drawn anew.
 function attend(root, run, api) {
   const box = root.querySelector("#progress .stages");
+  const act = root.querySelector("#act");
+  ask("/api/jobs").then((jobs) => {
+    const own = jobs.find((job) => job.run === run.id && job.state === "running");
+    put(act, own ? stopButton(own, (error) => put(act, problem(error))) : el("small", {}, "begun elsewhere; stop it there with Ctrl-C"));
+  });
   const stages = new Map(run.stages.map(({ name, done, steps }) => [name, { stage: name, done, total: steps }]));
   follow(`${api}/events`, {
     events(told) {

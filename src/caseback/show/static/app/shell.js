@@ -2,7 +2,7 @@
 
 import { el, put } from "caseback/dom";
 
-const PLACES = [["", "/", "Casebook"], ["prompt", "/prompt", "Prompt"]];
+const PLACES = [["", "/", "Casebook"], ["prompt", "/prompt", "Prompt"], ["new", "/new", "New study"]];
 const THEME = "caseback-theme";
 
 // Puts the shell into `root` and returns the box for the page.
