@@ -22,7 +22,7 @@ from caseback.core.provenance import sha256_file, sha256_json
 from caseback.model.model import Model
 from caseback.study.circuit import data_hash
 from caseback.study.claims.component import read_component, where
-from caseback.study.claims.rule import Status, status_of, verdict_of
+from caseback.study.claims.rule import CAUSAL, Status, status_of, verdict_of
 from caseback.study.files import cannot_write, read_json, write_json
 from caseback.study.spec import plain
 from caseback.study.store import Record, Study
@@ -75,6 +75,9 @@ class Claim:
     """Predicted: from the first span, the heads take most from the second."""
     effect: tuple[float, float] | None = None
     """Predicted: between which shares of the answer goes when the component is replaced by its mean."""
+    causal: tuple[str, ...] = CAUSAL
+    """Claimed: sufficiency (the component is enough to bring the answer back), necessity (the answer is lost without it), or
+    both. A part with a backup is enough without being needed."""
     at_least: float = 0.05
     """The share of the answer the component must carry, in (0, 1]; in a minimality test, its parts together."""
     vector: str | None = None
@@ -86,6 +89,10 @@ class Claim:
     def __post_init__(self) -> None:
         if not self.description.strip():
             raise StudyError("a claim needs a description in words: what the component does")
+        if not self.causal or not set(self.causal) <= set(CAUSAL):
+            raise StudyError(
+                f"a claim is of {' or '.join(CAUSAL)}, or of both; got {', '.join(self.causal) or 'neither'}"
+            )
         if not 0 < self.at_least <= 1:
             raise StudyError(f"the share a component must carry lies in (0, 1], got {self.at_least}")
         if self.effect is not None and not self.effect[0] < self.effect[1]:
@@ -213,9 +220,10 @@ def _read(path: Path) -> Claim:
     try:
         found = body["found_on"]
         claim = Claim(
-            **{key: value for key, value in body.items() if key not in ("found_on", "attends", "effect")},
+            **{key: value for key, value in body.items() if key not in ("found_on", "attends", "effect", "causal")},
             attends=tuple(body["attends"]) if body["attends"] else None,
             effect=tuple(body["effect"]) if body["effect"] else None,
+            causal=tuple(body["causal"]),
             found_on=FoundOn(**{**found, "prompts": tuple(found["prompts"])}),
         )
     except (KeyError, TypeError) as error:

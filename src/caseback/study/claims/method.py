@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from caseback.tasks.task import Task
 
 __all__ = ["CLAIM_TEST", "ClaimTestConfig", "asked", "rows_of"]
 
-DRAWS = 8
+WAYS: dict[str, Way] = {"sufficiency": "denoise", "necessity": "noise"}
+DRAWS = 20
 """Random components patched between two saves."""
 
 
@@ -47,7 +48,7 @@ class ClaimTestConfig(LookingConfig):
     adversarial: str | None = None
     """A task or file in which the description says the same, or with `flips` the opposite."""
     flips: bool = False
-    randoms: int = 40
+    randoms: int = 60
     """Random components that are compared with; fewer where there are fewer."""
 
     def __post_init__(self) -> None:
@@ -67,7 +68,7 @@ class ClaimTestConfig(LookingConfig):
         files = [sha256_file(task) for task in (self.task, self.adversarial) if task and is_file(task)]
         return sha256_json(files) if files else None
 
-    def settled(self, study: Study, model: Model, progress: Progress) -> Self:
+    def settled(self, study: Study, model: Model, progress: Progress) -> ClaimTestConfig:
         """The config itself, when the claim can be tested so. Raises StudyError for another model than the claim's, tests
         its component does not have, and pairs it was found on."""
         claim = read_claim(study, self.claim)
@@ -76,6 +77,10 @@ class ClaimTestConfig(LookingConfig):
             raise StudyError(f"the claim is about {claim.model['id']}, not {model.name}; name its model with --model")
         component = bound(claim, study, model, twin=self.twin)
         component.require(self.tests)
+        if other := [test for test in self.tests if test in CAUSAL and test not in claim.causal]:
+            raise StudyError(
+                f"the claim says {' and '.join(claim.causal)} alone, so {other[0]} cannot decide it; make a claim that says so"
+            )
         for test, given in (("predict", claim.attends), ("effect", claim.effect), ("adversarial", self.adversarial)):
             if test in self.tests and not given:
                 raise StudyError(_LACKS[test])
@@ -120,8 +125,8 @@ def asked(
     if not tests:
         possible = {"predict": claim.attends, "effect": claim.effect, "adversarial": adversarial}
         tests = [test for test in TESTS if possible.get(test, True)]
-        if "+" not in claim.component:
-            tests.remove("minimality")
+        left_out = {*(set(CAUSAL) - set(claim.causal)), *(() if "+" in claim.component else ("minimality",))}
+        tests = [test for test in tests if test not in left_out]
     return ClaimTestConfig(
         claim=claim.id,
         task=name,
@@ -290,13 +295,12 @@ class _Work:
             return self._minimality(other, gap, cost)
         random, all_others, drawn = self._random(clean, other)
         if name in CAUSAL:
-            way: Way = "denoise" if name == "sufficiency" else "noise"
-            values, more = self._own(self.pairs, way, way)
-            moved = values - other if way == "denoise" else clean - values
-            spent = cost + more + drawn // 2
-            return judge.causal(name, moved, random[way], gap, self.claim.at_least, spent), None
+            values, more = self._own(self.pairs, WAYS[name], WAYS[name])
+            moved = values - other if name == "sufficiency" else clean - values
+            spent = cost + more + drawn // len(self.claim.causal)
+            return judge.causal(name, moved, random[name], gap, self.claim.at_least, spent), None
         own, _, more = self._strength(self.pairs, "")
-        both = (random["denoise"] + random["noise"]) / 2
+        both = np.mean(list(random.values()), axis=0)
         outcome = judge.specificity(own, both, gap, more + drawn, all_others=all_others)
         return outcome, self._strongest(both.mean(axis=1) / gap.mean(), own.mean() / gap.mean())
 
@@ -323,33 +327,38 @@ class _Work:
         return arrays["values"], cost
 
     def _strength(self, pairs: PairBatch, name: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """Mean of what denoising and noising move, per pair; the gap; the cost."""
+        """What the component moves per pair, by what is claimed (the mean, of both); the gap; the cost."""
         prefix = f"{name}-" if name else ""
         clean, other, cost = self._ends(pairs, f"{prefix}pairs")
-        there, more = self._own(pairs, "denoise", f"{prefix}denoise")
-        gone, still = self._own(pairs, "noise", f"{prefix}noise")
-        return ((there - other) + (clean - gone)) / 2, clean - other, cost + more + still
+        moved = []
+        for test in self.claim.causal:
+            values, more = self._own(pairs, WAYS[test], f"{prefix}{WAYS[test]}")
+            moved.append(values - other if test == "sufficiency" else clean - values)
+            cost += more
+        return np.mean(moved, axis=0), clean - other, cost
 
     def _drawn(self) -> Drawn:
         return self.component.random(self.model, self.config.randoms, seed=self.config.seed)
 
     def _random(self, clean: np.ndarray, other: np.ndarray) -> tuple[dict[str, np.ndarray], bool, int]:
-        """What each random component moves, [draw, example] by way."""
+        """What each random component moves, [draw, example] by what is claimed."""
         drawn = self._drawn()
         steps = -(-len(drawn.targets) // DRAWS)
 
         def step(state: Checkpoint | None, i: int) -> Checkpoint:
             before = self.model.cost.forwards
             some = drawn.targets[i * DRAWS : (i + 1) * DRAWS]
-            ways: tuple[Way, ...] = ("denoise", "noise")
-            arrays = {str(way): patched(self.model, self.pairs, some, way) for way in ways}
+            arrays = {test: patched(self.model, self.pairs, some, WAYS[test]) for test in self.claim.causal}
             if state:
-                arrays = {way: np.concatenate([state.arrays[way], new]) for way, new in arrays.items()}
+                arrays = {test: np.concatenate([state.arrays[test], new]) for test, new in arrays.items()}
             spent = self.model.cost.forwards - before + (int(state.data["forwards"]) if state else 0)
             return Checkpoint(arrays, {"forwards": spent})
 
         saved = self.run.fold("random", steps, step)
-        moved = {"denoise": saved.arrays["denoise"] - other, "noise": clean - saved.arrays["noise"]}
+        moved = {
+            test: saved.arrays[test] - other if test == "sufficiency" else clean - saved.arrays[test]
+            for test in self.claim.causal
+        }
         return moved, drawn.all, int(saved.data["forwards"])
 
     def _minimality(self, other: np.ndarray, gap: np.ndarray, cost: int) -> tuple[Outcome, dict[str, Any]]:
@@ -402,7 +411,8 @@ class _Work:
         rows += [[_named(drawn.targets[i], int(i)), float(shares[i])] for i in order]
         return {
             "title": f"The strongest of {len(shares)} random components",
-            "text": "Mean of sufficiency and necessity, in shares of the answer; the claim's component first."
+            "text": f"{' and '.join(self.claim.causal).capitalize()}{', their mean,' if len(self.claim.causal) > 1 else ''} in "
+            "shares of the answer; the claim's component first."
             + (" These are all others of its kind." if drawn.all else ""),
             "table": sheet("text component, percent strength", rows),
         }

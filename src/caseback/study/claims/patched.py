@@ -33,6 +33,7 @@ from caseback.model.run import Start, execute
 from caseback.model.sites import Site
 from caseback.model.taps import Key, Tap
 from caseback.reading.heads import patterns
+from caseback.reading.rows import Patches, Rows
 from caseback.study.claims.component import Place, Target, where
 from caseback.tasks.encode import PairBatch
 from caseback.tasks.metrics import metric_of
@@ -41,8 +42,10 @@ __all__ = ["Looks", "Way", "both_runs", "looks", "patched"]
 
 Way = Literal["denoise", "noise", "mean"]
 """mean: the mean of the counterfactual values, over pairs and the place's tokens, into the clean run."""
-ROWS = 16
+ROWS = 8
 """Pairs run at a time."""
+AT_ONCE = 64
+"""Prompts run at a time where several patches of a layer stand side by side."""
 
 
 def both_runs(model: Model, pairs: PairBatch) -> Float[np.ndarray, "run example"]:
@@ -68,26 +71,58 @@ def patched(
     places = [target for target in targets if not isinstance(target, Circuit)]
     pairs = pairs.to(model.device)
     means = _means(model, pairs, {place for target in places for place in target}) if way == "mean" else {}
-    found = np.empty((len(places), pairs.n))
+    alone = [i for i, target in enumerate(places) if way != "mean" and _is_alone(target)]
+    joined = [i for i in range(len(places)) if i not in set(alone)]
+    found, done = np.empty((len(places), pairs.n)), 0
+    order = pairs.clean.lengths.argsort(stable=True).tolist()  # alike in length: their last tokens stand side by side
     for begin in range(0, pairs.n, ROWS):
-        chunk = pairs[begin : begin + ROWS]
+        rows = order[begin : begin + ROWS]
+        chunk = pairs[rows]
         into, other = (chunk.counterfactual, chunk.clean) if way == "denoise" else (chunk.clean, chunk.counterfactual)
-        keys: set[Key] = {(place.site.name, place.site.layer) for target in places for place in target}
+        keys: set[Key] = {place.site.tap for target in places for place in target}
         source = _values(model, other, keys) if way != "mean" else {}
-        first = {min(_layer(place.site) for place in target) for target in places}
-        streams = _values(model, into, {("resid_pre", layer) for layer in first})
-        for i, target in enumerate(places):
-            start = min(_layer(place.site) for place in target)
+        if alone:
+            found[np.ix_(alone, rows)] = _alone(model, chunk, into, [places[i][0].site for i in alone], source)
+        streams = _values(model, into, {("resid_pre", min(_layer(p.site) for p in places[i])) for i in joined})
+        for i in joined:
+            start = min(_layer(place.site) for place in places[i])
             taps: dict[Key, Tap] = {}
-            for key in dict.fromkeys((place.site.name, place.site.layer) for place in target):
-                here = [place for place in target if (place.site.name, place.site.layer) == key]
+            for key in dict.fromkeys(place.site.tap for place in places[i]):
+                here = [place for place in places[i] if place.site.tap == key]
                 given = [means[place] if way == "mean" else source[key] for place in here]
                 taps[key] = partial(_put, into, here, given)
             logits = execute(model, into, taps, start=Start(start, streams["resid_pre", start]))
             assert logits is not None
-            found[i, begin : begin + chunk.n] = metric_of(pairs.metric)(logits, chunk).double().cpu().numpy()
-            progress("patch", begin * len(places) + (i + 1) * chunk.n, pairs.n * len(places))
+            found[i, rows] = metric_of(pairs.metric)(logits, chunk).double().cpu().numpy()
+        done += len(rows)
+        progress("patch", done, pairs.n)
     return found
+
+
+def _alone(
+    model: Model, pairs: PairBatch, into: Batch, sites: Sequence[Site], source: Mapping[Key, Tensor]
+) -> Float[np.ndarray, "site example"]:
+    """Each site patched by itself, those of a layer side by side, from the first token on that any of them changes."""
+    engine = Rows.of(model, pairs, into, sorted({_layer(site) for site in sites}), rows=AT_ONCE)
+    tokens = [where(site, into) for site in sites]
+    found = np.empty((len(sites), pairs.n))
+    for key in dict.fromkeys(site.tap for site in sites):
+        group = [i for i, site in enumerate(sites) if site.tap == key]
+        size = max(1, AT_ONCE // pairs.n)
+        for some in (group[k : k + size] for k in range(0, len(group), size)):
+            here = torch.stack([tokens[i] for i in some])
+            anywhere = here.any(dim=0).any(dim=0)
+            first = int(anywhere.long().argmax()) if bool(anywhere.any()) else here.shape[-1] - 1
+            numbers = [sites[i].head for i in some]
+            heads = None if None in numbers else torch.tensor(numbers, device=here.device)
+            found[some] = engine.run(_layer(sites[some[0]]), Patches(key[0], source[key][None], here, heads), first)
+    return found
+
+
+def _is_alone(target: tuple[Place, ...]) -> bool:
+    """Whether `Rows` can patch it: one whole site, of one head where it has heads."""
+    one = len(target) == 1 and target[0].direction is None
+    return one and (target[0].site.head is not None or not target[0].site.kind.heads)
 
 
 def _layer(site: Site) -> int:
