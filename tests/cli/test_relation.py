@@ -111,10 +111,35 @@ def test_another_relation_of_the_same_name_is_another_run(relation: Any, here: P
     assert second["run"] != first["run"] and (first["n_test"], second["n_test"]) == (35, 25)
 
 
-def test_the_twin_knows_nothing_and_says_so(relation: Any, place: Path) -> None:
-    said = sentence(relation(place / "friend.json", "--twin"))
-    assert said.startswith("random twin of ") and "knows 0 of 35 samples of 'friend'" in said
-    assert Study().ids() == ()
+def test_of_the_twin_every_sample_counts(relation: Any, place: Path) -> None:
+    found = table(relation(place / "friend.json", "--pairs", 8, "--twin", "--json"))
+    assert found["model"].startswith("random twin of ")
+    assert (found["n_known"], found["n_test"], found["n_asked"]) == (0, 35, 35)
+
+
+def test_whole_objects_and_a_sketch(relation: Any, place: Path) -> None:
+    command = (place / "friend.json", "--pairs", 8)
+    whole = table(relation(*command, "--objects", "whole", "--json"))
+    assert whole["objects"] == "whole" and whole["chance"] == pytest.approx(1 / 40)
+    assert "Whole objects: faithfulness, causality and their controls" in relation(*command, "--objects", "whole")[1]
+    sketch = table(relation(*command, "--sketch", 16, "--json"))
+    assert sketch["sketch"] == 16 and 0 <= sketch["sketch_error"] < 0.01, "the planted map is of rank 16"
+    assert sketch["faithful_strict"] == 1
+    view = Study().find(sketch["run"]).stage("view").data
+    assert any("The operator is a sketch: W along 16 of 64 directions" in note for note in view["notes"])
+    plain = table(relation(*command, "--json"))
+    assert (plain["objects"], plain["sketch"], plain["sketch_error"]) == ("first", None, None)
+
+
+def test_several_splits_of_a_category(relation: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "library").mkdir()
+    with small_library(here / "library", monkeypatch):
+        found = table(relation("--category", "factual", "--pairs", 8, "--splits", 2, "--json"))
+        out = relation("--category", "factual", "--pairs", 8, "--splits", 2)[1]
+    assert found["intervals_over"] == "relations and their samples over splits"
+    assert found["means"]["faithful_strict"] == [1, 1, 1]
+    assert "mean over 2 relations; 95 % over relations and their samples over splits" in out
+    assert all(row["n_known"] == row["n_test"] <= row["n_asked"] for row in found["relations"])
 
 
 def test_the_study_folder_can_be_named(relation: Any, place: Path, here: Path) -> None:
@@ -234,6 +259,8 @@ def test_a_first_word_that_is_no_command_is_a_relation(
         (("friend.json", "--category", "factual"), "give one relation, or --category with a category's name"),
         (("friend.json", "--layers", "odd"), "layers are 'even' or 'all', not 'odd'"),
         (("friend.json", "--template", 7), "relation 'friend' has 1 prompt_templates, so there is no number 7"),
+        (("friend.json", "--objects", "half"), "objects are read by their 'first' token or 'whole', not 'half'"),
+        (("friend.json", "--sketch", 4), "a sketch takes at least 8 directions"),
         (("friend.json", "--train", 40), "an operator is estimated on 2 to 39 of 40 samples, not 40"),
         (("friend.json", "--dtype", "int3"), "int3"),
         (("bad.json",), "bad.json: not JSON"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
     from caseback.study.relation import Means
 
 __all__ = ["app"]
-
-
-class Objects(StrEnum):
-    FIRST = "first"
-    WHOLE = "whole"
 
 
 class _NameOrCommand(TyperGroup):
@@ -99,8 +93,8 @@ def judge(
     pairs: Annotated[int, typer.Option(min=2, help="Known samples at most that are edited.")] = 24,
     splits: Annotated[int, typer.Option(min=1, help="Draws of training samples.")] = 1,
     objects: Annotated[
-        Objects, typer.Option(help="An answer is the first token, or one of the relation's objects as a whole.")
-    ] = Objects.FIRST,
+        str, typer.Option(help="What an answer is: first (its first token) or whole (one of the relation's objects).")
+    ] = "first",
     sketch: Annotated[
         int | None,
         typer.Option(metavar="K", help="Estimate the map along K directions only, for wide models (default: exactly)."),
@@ -132,7 +126,7 @@ def judge(
         template=template,
         layers=layers,
         pairs=pairs,
-        objects=objects.value,
+        objects=objects,
         sketch=sketch,
         seed=seed,
     )

@@ -16,7 +16,7 @@ from caseback.relations.cross import Operator
 from caseback.study.judged import Judged, UsesConfig, judged
 from caseback.study.resume import RunFolder
 
-__all__ = ["UseConfig", "flat", "operator_of"]
+__all__ = ["UseConfig", "flat", "operator_of", "tuples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +77,8 @@ def flat(name: str, found: Mapping[str, Interval]) -> dict[str, Any]:
     return {name: {key: one.value for key, one in found.items()}} | {
         f"{name}_{end}": {key: getattr(one, end) for key, one in found.items()} for end in ("low", "high")
     }
+
+
+def tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's data with the tuples that JSON keeps as lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

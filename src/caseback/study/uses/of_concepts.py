@@ -11,7 +11,7 @@ from caseback.model.model import Model
 from caseback.relations.concepts import Classified, ConceptEdits, classify, edit_concepts
 from caseback.study.finding import Finding, Looking, cell, line, sheet
 from caseback.study.resume import RunFolder
-from caseback.study.uses.frame import UseConfig, flat, operator_of
+from caseback.study.uses.frame import UseConfig, flat, operator_of, tuples
 
 __all__ = ["CONCEPTS", "ConceptsConfig", "concepts"]
 
@@ -66,10 +66,10 @@ def concepts(config: ConceptsConfig, model: Model, run: RunFolder, progress: Pro
         return Checkpoint({**found.right, **halves}, data)
 
     saved = run.stage("classified", classified)
-    told = Classified(layer=operator.layer, right=saved.arrays, **saved.data)
+    told = Classified(layer=operator.layer, right=saved.arrays, **tuples(saved.data))
     saved = run.stage("edited", edited)
     right = dict(saved.arrays)
-    moved = ConceptEdits(halves=(right.pop("half"), right.pop("other")), right=right, **saved.data)
+    moved = ConceptEdits(halves=(right.pop("half"), right.pop("other")), right=right, **tuples(saved.data))
 
     accuracy = {name: told.accuracy(name) for name in CLASSIFIERS}
     success = {name: moved.success(name) for name in MOVES}

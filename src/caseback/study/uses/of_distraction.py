@@ -14,7 +14,7 @@ from caseback.relations.attribute import Distracted, Kind, distracted
 from caseback.relations.judge import template_of
 from caseback.study.finding import Finding, Looking, cell, line, sheet
 from caseback.study.resume import RunFolder
-from caseback.study.uses.frame import UseConfig, flat, operator_of
+from caseback.study.uses.frame import UseConfig, flat, operator_of, tuples
 
 __all__ = ["DISTRACT", "DistractConfig", "distract"]
 
@@ -153,7 +153,7 @@ def _distracted(kind: Kind, layer: int, saved: Checkpoint) -> Distracted:
         {name: a[f"{what}_{name}"] for name in READERS if f"{what}_{name}" in a} for what in ("truth", "falsehood")
     )
     return Distracted(
-        kind=kind, layer=layer, ranks=truth, false_ranks=told, halves=(a["half"], a["other"]), **saved.data
+        kind=kind, layer=layer, ranks=truth, false_ranks=told, halves=(a["half"], a["other"]), **tuples(saved.data)
     )
 
 

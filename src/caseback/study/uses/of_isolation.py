@@ -18,7 +18,7 @@ from caseback.relations.relation import Relation
 from caseback.study.finding import Finding, Looking, cell, sheet
 from caseback.study.judged import known
 from caseback.study.resume import RunFolder
-from caseback.study.uses.frame import UseConfig, flat, operator_of
+from caseback.study.uses.frame import UseConfig, flat, operator_of, tuples
 
 __all__ = ["ISOLATE", "IsolateConfig", "isolation"]
 
@@ -85,15 +85,8 @@ def isolation(config: IsolateConfig, model: Model, run: RunFolder, progress: Pro
         return Checkpoint(arrays, {name: getattr(found, name) for name in ("siblings", "subjects", "targets")})
 
     saved = run.stage("isolated", isolated)
-    a, names = saved.arrays, saved.data
-    found = Isolation(
-        siblings=tuple(names["siblings"]),
-        subjects=tuple(names["subjects"]),
-        targets=tuple(names["targets"]),
-        success=a["success"],
-        telling=a["telling"],
-        unchanged=a["unchanged"],
-    )
+    a = saved.arrays
+    found = Isolation(success=a["success"], telling=a["telling"], unchanged=a["unchanged"], **tuples(saved.data))
     rate = {edit: found.rate(edit) for edit in EDITS}
     kept = {edit: found.isolated(edit=edit) for edit in EDITS}
     both = {edit: _maybe(found, edit=edit, successful=True) for edit in EDITS}
