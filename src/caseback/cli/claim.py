@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,19 @@ Pairs = Annotated[
 ]
 
 
+class Says(StrEnum):
+    ENOUGH = "enough"
+    NEEDED = "needed"
+    BOTH = "both"
+
+
+ROLES = {
+    Says.ENOUGH: ("sufficiency",),
+    Says.NEEDED: ("necessity",),
+    Says.BOTH: ("sufficiency", "necessity"),
+}
+
+
 @app.command("new")
 def new(
     component: Annotated[
@@ -50,6 +64,9 @@ def new(
             help="Predict the share of the answer that goes when the component is replaced by its mean (0.1:0.4).",
         ),
     ] = None,
+    says: Annotated[
+        Says, typer.Option(help="enough: it brings the answer back; needed: the answer is lost without it.")
+    ] = Says.BOTH,
     at_least: Annotated[
         float, typer.Option(help="The share of the answer it must carry for the claim to hold.")
     ] = 0.05,
@@ -95,6 +112,7 @@ def new(
                 load=name,
                 attends=_spans(attends),
                 effect=predicted,
+                causal=ROLES[says],
                 at_least=at_least,
                 found_on=found,
             ),
@@ -128,7 +146,7 @@ def test(
         str | None, typer.Option(metavar="TASK|FILE", help="Other input for which the description says the same.")
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="There it says the opposite.")] = False,
-    randoms: Annotated[int, typer.Option(min=1, help="Random components to compare with.")] = 40,
+    randoms: Annotated[int, typer.Option(min=1, help="Random components to compare with.")] = 60,
     model: ModelName = None,
     twin: Twin = False,
     seed: Annotated[
@@ -271,7 +289,7 @@ def _view(found: Standing) -> dict[str, Any]:
         over = [row["over"], row["over_low"], row["over_high"]]
         rows.append(
             [row["test"], [row["value"], row["low"], row["high"]], control, row["bar"], over, row["verdict"]]
-            + [row["n"], row["forwards"], row["split"], row["run"]]
+            + [row["pairs"], row["forwards"], row["split"], row["run"]]
         )
     columns = (
         "text test, percent value, percent control, text must reach, percent margin, text verdict, count pairs, "
@@ -282,7 +300,7 @@ def _view(found: Standing) -> dict[str, Any]:
         f"Found {_found(claim)}; none of its {len(claim.found_on.prompts)} prompts is tested on.",
         "Predicted: "
         + "; ".join(
-            [f"it carries at least {claim.at_least:.0%} of the answer"]
+            [f"it carries at least {claim.at_least:.0%} of the answer ({' and '.join(claim.causal)})"]
             + ([f"from {claim.attends[0]!r} it takes most from {claim.attends[1]!r}"] if claim.attends else [])
             + ([f"its mean in its place takes {claim.effect[0]:.0%} to {claim.effect[1]:.0%}"] if claim.effect else [])
         )

@@ -115,7 +115,7 @@ class Standing:
     claim: Claim
     status: Status
     tests: tuple[Mapping[str, Any], ...]
-    """Rows of the tests' runs, oldest first: test, value, low, high, control, bar, over, verdict, split, forwards, run."""
+    """Rows of the tests' runs, oldest first: test, value, low, high, control, bar, over, verdict, pairs, split, forwards, run."""
 
 
 def prompt_hash(text: str) -> str:

@@ -172,15 +172,11 @@ def test(config: ClaimTestConfig, model: Model, run: RunFolder, progress: Progre
         sections += [section] if section else []
     verdicts = [(each.test, each.verdict) for each in outcomes]
     split = f"held-out half of {config.task}, seed {config.seed}"
-    rows = [
-        {
-            **row,
-            "split": f"held-out half of {config.adversarial}, seed {config.seed}"
-            if row["test"] == "adversarial"
-            else split,
-        }
-        for row in rows_of(outcomes)
-    ]
+    rows = rows_of(outcomes)
+    for row in rows:
+        other = row["test"] == "adversarial"
+        row["pairs"] = row["n"] if other else work.pairs.n
+        row["split"] = f"held-out half of {config.adversarial}, seed {config.seed}" if other else split
     found = claim.found_on
     seen = {
         "": "The claim was not found on data.",
