@@ -228,11 +228,12 @@ def show(claim: Name, out: Out = None, as_json: Json = False) -> None:
         return
     view = _view(found)
     typer.echo(f"{safe(view['claim'])}\n")
-    for section in view["sections"]:
-        typer.echo(safe(section["title"]))
-        for line in lines(section["table"]):
-            typer.echo(f"  {line}")
-        typer.echo("")
+    for line in lines(view["sections"][0]["table"]):
+        typer.echo(line)
+    typer.echo("")
+    for number, run, data, pairs, forwards in view["sections"][1]["table"]["rows"]:
+        typer.echo(f"run {number:.0f}: {safe(run)}")
+        typer.echo(f"       {safe(data)}; {pairs} pairs; {forwards:,} prompts run")
     for note in view["notes"]:
         typer.echo(safe(note))
     typer.echo(f"page {page.resolve()}")
@@ -283,18 +284,18 @@ def _view(found: Standing) -> dict[str, Any]:
     from caseback.study.finding import sheet
 
     claim = found.claim
-    rows = []
+    runs = {run: number for number, run in enumerate(dict.fromkeys(str(row["run"]) for row in found.tests), start=1)}
+    rows, took = [], []
     for row in found.tests:
         control = [row["control"], row["control_low"], row["control_high"]] if row["control"] is not None else None
         over = [row["over"], row["over_low"], row["over_high"]]
-        rows.append(
-            [row["test"], [row["value"], row["low"], row["high"]], control, row["bar"], over, row["verdict"]]
-            + [row["pairs"], row["forwards"], row["split"], row["run"]]
-        )
-    columns = (
-        "text test, percent value, percent control, text must reach, percent margin, text verdict, count pairs, "
-        "count prompts run, text data, text run"
-    )
+        value = [row["value"], row["low"], row["high"]]
+        rows.append([row["test"], value, control, row["bar"], over, row["verdict"], runs[row["run"]]])
+    for run, number in runs.items():
+        mine = [row for row in found.tests if row["run"] == run]
+        data = "; ".join(dict.fromkeys(row["split"] for row in mine))
+        took.append([number, run, data, mine[0]["pairs"], sum(row["forwards"] for row in mine)])
+    columns = "text test, percent value, percent control, text must reach, percent margin, text verdict, count run"
     said = f"\N{LEFT DOUBLE QUOTATION MARK}{claim.description}\N{RIGHT DOUBLE QUOTATION MARK}"
     notes = [
         f"Found {_found(claim)}; none of its {len(claim.found_on.prompts)} prompts is tested on.",
@@ -321,7 +322,12 @@ def _view(found: Standing) -> dict[str, Any]:
                 "title": "Tests",
                 "text": "A value must reach the bar, on prompts the claim was not found on; the margin says by how much it does.",
                 "table": sheet(columns, rows),
-            }
+            },
+            {
+                "title": "Runs",
+                "text": "Where the tests were run. What two tests of a run share is counted for both.",
+                "table": sheet("count number, text run, text data, count pairs, count prompts run", took),
+            },
         ],
         "settings": {"claim": claim.id, "created": claim.created, "model_files": dict(claim.model["files"])},
         "notes": notes,
