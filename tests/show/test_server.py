@@ -185,7 +185,7 @@ def test_a_run_is_told_whole(client: TestClient, study: Study) -> None:
     assert found["params"]["seed"] == 0
     assert found["events"][0]["kind"] == "started" and found["events"][-1]["kind"] == "result"
     assert found["environment"] == dict(record.environment)
-    assert found["tables"] == ["result"]
+    assert found["tables"] == ["result", "result-2"]
     assert not found["drawn"]
     space: dict[str, Any] = {}
     exec(found["code"]["python"], space)  # the code shown is code that runs

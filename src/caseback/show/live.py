@@ -194,8 +194,6 @@ class Live:
     def _read(self, model: Model, look: Look) -> _Read:
         if look.text not in self._kept:
             batch, words = PromptConfig(prompt=look.text).encode(model)
-            if not words:
-                raise ReadingError("the prompt is empty")
             if len(words) > LONGEST:
                 raise ReadingError(
                     f"the prompt has {len(words)} tokens; here {LONGEST} are read, by `caseback lens` 400"

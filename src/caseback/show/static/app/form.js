@@ -2,7 +2,8 @@
 
 import { el } from "caseback/dom";
 
-// Returns {box, values()}; values() raises an Error that names the field when something is no number.
+// Returns {box, values({whole})}; values() raises an Error that names the field when something is no number or, of a whole
+// form, when what is needed is not there.
 export function form(fields, given, { models, changed }) {
   const made = fields.map((field) => entry(field, given[field.name], { models, changed, path: field.name }));
   const own = made.filter(({ field }) => !field.common);
@@ -12,7 +13,18 @@ export function form(fields, given, { models, changed }) {
     rest.length > 0 && el("details", { class: "more", open: rest.some(({ field }) => field.name in given) },
       el("summary", {}, own.length ? "Model, seed and machine" : "Settings"), rest.map(({ box }) => box)),
   ];
-  return { box, values: () => collect(made) };
+  
+  function values({ whole = false } = {}) {
+    const found = collect(made);
+    const missing = whole && fields.find(({ needed, name }) => needed && (found[name] === undefined || found[name] === ""));
+    if (missing) {
+      document.getElementById(`field-${missing.name}`)?.focus();
+      throw new Error(`${words(missing.name)} is needed.`);
+    }
+    return found;
+  }
+
+  return { box, values };
 }
 
 function collect(made) {

@@ -67,7 +67,7 @@ export async function page(root) {
   async function begin(event) {
     event.preventDefault();
     try {
-      const params = made.values();
+      const params = made.values({ whole: true });
       await send("/api/jobs", { method: state.get().method, params, force: sheet.querySelector("#force").checked });
       put(trouble, el("p", { class: "soft" }, "It has begun; it goes on when this page is closed."));
       jobs.scrollIntoView({ block: "nearest" });

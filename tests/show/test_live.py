@@ -1,0 +1,151 @@
+"""The prompt box: its parts are what the readings say, stale questions are dropped, and bad ones answered in a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from caseback.core.errors import ReadingError
+from caseback.model.model import Model
+from caseback.reading.heads import patterns
+from caseback.reading.inputs import attribute_inputs
+from caseback.reading.lens import logit_lens
+from caseback.show.live import PARTS, Live, look_of
+from caseback.show.server import application
+from caseback.study import Study
+
+from ..relations.small import affine_of
+
+PROMPT = "the friend of subject3 is"
+MODEL = affine_of().model
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Live]:
+    made = Live(Study(tmp_path), lambda name: MODEL)
+    yield made
+    made.close()
+
+
+def read(live: Live, **asked: Any) -> dict[str, Any]:
+    """Part → what it says."""
+
+    async def collect() -> dict[str, Any]:
+        return {part["part"]: part async for part in live.read(look_of({"text": PROMPT, "client": "c", **asked}))}
+
+    return asyncio.run(collect())
+
+
+def test_the_parts_are_what_the_readings_say(live: Live) -> None:
+    said = read(live)
+    assert list(said) == ["model", *PARTS]
+    batch = MODEL.encode([PROMPT])
+    n = batch.ids.shape[1]
+    assert len(said["tokens"]["words"]) == n and said["tokens"]["ids"] == batch.ids[0].tolist()
+    lens = logit_lens(MODEL, batch)
+    assert np.allclose(said["lens"]["probability"], lens.top_probs[:, 0, :, 0], atol=1e-3)
+    assert np.allclose([row[0] for row in said["next"]["probability"]], lens.top_probs[-1, 0, :, 0], atol=1e-3)
+    assert said["next"]["ids"][-1] == int(lens.top_ids[-1, 0, -1, 0])  # elsewhere it is an even guess
+    found = patterns(MODEL, batch)
+    layer, head = map(int, said["attention"]["head"].split("."))
+    assert np.allclose(said["attention"]["pattern"], found.pattern[layer, 0, head], atol=1e-3)
+    assert said["attention"]["token"] == n - 1
+    answer = int(MODEL.logits(batch)[0].argmax())
+    expected = attribute_inputs(MODEL, batch, lambda logits: logits[:, answer], method="occlusion")
+    assert np.allclose(said["inputs"]["scores"], expected.scores[0], rtol=1e-3, atol=1e-4)
+    assert all(part["ms"] >= 0 for part in said.values())
+
+
+def test_another_token_and_head_are_read_from_what_is_kept(live: Live) -> None:
+    first = read(live)
+    again = read(live, parts=["attention", "inputs"], token=2, head="0.0", method="gradient")
+    assert again["attention"]["head"] == "0.0" and again["attention"]["token"] == 2
+    assert len(again["inputs"]["scores"]) == 3  # of the tokens up to it
+    assert "lens" not in again
+    kept = read(live)
+    assert kept["lens"]["probability"] == first["lens"]["probability"]
+
+
+def test_a_later_question_makes_an_earlier_one_stale(live: Live) -> None:
+    async def both() -> tuple[list[str], list[str]]:
+        async def ask(client: str) -> list[str]:
+            return [part["part"] async for part in live.read(look_of({"text": PROMPT, "client": client}))]
+
+        first = live.read(look_of({"text": PROMPT, "client": "one"}))
+        seen = [(await anext(first))["part"]]
+        second = await ask("one")
+        other = live.read(look_of({"text": PROMPT, "client": "two"}))
+        await anext(other)
+        seen += [part["part"] async for part in first]
+        assert [part["part"] async for part in other] == list(PARTS)  # another page's question is not touched
+        return seen, second
+
+    seen, second = asyncio.run(both())
+    assert seen == ["model", "stale"]
+    assert second == ["model", *PARTS]
+
+
+def test_a_model_is_loaded_once(tmp_path: Path) -> None:
+    loads: list[str | None] = []
+
+    def load(name: str | None) -> Model:
+        loads.append(name)
+        return MODEL
+
+    live = Live(Study(tmp_path), load)
+    assert loads == []
+    read(live)
+    read(live, text="the friend of subject1 is")
+    assert loads == [None]
+    assert "is not a model of this casebook" in read(live, model="org/other")["error"]["error"]
+    live.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"text": ""}, "no tokens"),
+        ({"text": " ".join(["is"] * 200)}, "here 128 are read"),
+        ({"text": "\ud800"}, "no UTF-8"),
+        ({"token": 99}, "there is no token 99"),
+        ({"head": "99.0"}, "there is no head 99.0"),
+        ({"head": "x"}, "LAYER.HEAD"),
+    ],
+)
+def test_what_cannot_be_read_is_said(live: Live, asked: dict[str, Any], said: str) -> None:
+    assert said in read(live, **asked)["error"]["error"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"text": 3, "client": "c"},
+        {"text": "x"},
+        {"text": "x", "client": "c" * 99},
+        {"text": "x", "client": "c", "parts": ["y"]},
+        {"text": "x", "client": "c", "nosuch": 1},
+        {"text": "x", "client": "c", "method": "magic"},
+        {"text": "x", "client": "c", "token": True},
+        {"text": "x", "client": "c", "parts": [["x"]]},
+    ],
+)
+def test_a_question_that_does_not_fit_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(ReadingError):
+        look_of(asked)
+
+
+def test_it_comes_in_lines(tmp_path: Path) -> None:
+    app = application(Study(tmp_path), token="t", port=1, load=lambda name: MODEL)
+    with TestClient(app, base_url="http://127.0.0.1:1", headers={"x-caseback-token": "t"}) as client:
+        answer = client.post("/api/prompt", json={"text": PROMPT, "client": "c"})
+        assert [json.loads(line)["part"] for line in answer.text.splitlines()] == ["model", *PARTS]
+        refused = client.post("/api/prompt", json={"text": PROMPT, "client": "c", "method": "magic"})
+        assert refused.status_code == 400 and "magic" in refused.json()["error"]
