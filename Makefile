@@ -1,5 +1,6 @@
 # Two commands do everything on a machine with python3 (3.11 or newer), make and a network:
-#   make demo    install, fetch the default model, find the circuit behind the IOI task, print where its page is
+#   make demo    install, fetch the default model, find the circuit behind the IOI task, look at the model all round for a
+#                minute more, print where the pages are
 #   make test    install with the development tools, then lint, types, tests
 # Both may be run again; what is already there is not made twice. Tests use no network: set-up fetches what they need.
 
@@ -20,6 +21,7 @@ help:
 
 demo: model
 	$(BIN)/caseback circuit ioi
+	$(BIN)/caseback audit --minutes 1
 
 test: model chromium $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -78,6 +78,15 @@ def test_an_audit_is_a_run_that_cites_its_examinations(parts, model, tmp_path):
     assert "its identities gradient FAIL; it answers ioi" in claim and "1 of 3 examinations" in claim
 
 
+def test_what_the_study_has_already_costs_nothing(parts, model, tmp_path):
+    study = Study(tmp_path / "casebook")
+    LENS_CONFIG = registry.get("method", "lens").Config
+    dear = study.ask("lens", LENS_CONFIG(prompt=TEXTS[1]), model=model)
+    table = look(study, AUDIT, AuditConfig(), model).table
+    assert [one["question"] for one in table["found"]] == ["q0", "q1"]
+    assert table["found"][1]["run"] == dear.id
+
+
 def test_a_stopped_audit_goes_on(parts, model, tmp_path, monkeypatch):
     whole = look(Study(tmp_path / "whole"), AUDIT, AuditConfig(), model)
     study = Study(tmp_path / "casebook")

@@ -5,8 +5,9 @@ from the largest down, each with its cost in prompts (the time one short prompt 
 is measured first). Every examination is a run of its own, cited here, so a stopped audit goes on where it was, and what
 it says can be opened, compared and repeated.
 
-Time is shared by weight: an examination gets its share of what is left, and what it does not use falls to the rest. What
-did not fit is listed as not tested: an audit that is silent about something has not looked at it.
+Time is shared by weight: an examination gets its share of what is left, and what it does not use falls to the rest. A
+run the study has already costs nothing and is taken. What did not fit is listed as not tested: an audit that is silent
+about something has not looked at it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from caseback.model.model import Model
 from caseback.study.circuit import headline
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, sheet
 from caseback.study.resume import RunFolder
+from caseback.study.spec import Asked
 from caseback.study.store import Record, Study
 from caseback.tasks import library, read_task
 
@@ -125,7 +127,8 @@ def audit(config: AuditConfig, model: Model, run: RunFolder, progress: Progress)
         share = left * weight / sum(weight for weight, _ in wishes[i:])
 
         def examined(wish: Wish = wish, left: float = left, share: float = share) -> Checkpoint:
-            size = choose(wish.sizes, prompt=asked["prompt"], left=left, share=share)
+            size = _there(study, config, model, wish, progress)
+            size = size or choose(wish.sizes, prompt=asked["prompt"], left=left, share=share)
             return Checkpoint(data=_examined(study, config, model, wish, size, progress))
 
         done.append(dict(run.stage(f"study-{i}", examined).data))
@@ -164,6 +167,24 @@ def _tasks(config: AuditConfig, model: Model, progress: Progress) -> Checkpoint:
     return Checkpoint(data={"rows": rows, "prompt": seconds / prompts})
 
 
+def _config(config: AuditConfig, wish: Wish, size: Size) -> Any:
+    common = {name: getattr(config, name) for name in ("model", "seed", "dtype", "device")}
+    return registry.get("method", wish.method).Config(**common, **size.settings)
+
+
+def _there(study: Study, config: AuditConfig, model: Model, wish: Wish, progress: Progress) -> Size | None:
+    """The largest size of which the study has a finished run already."""
+    method: Asked = registry.get("method", wish.method)
+    for size in wish.sizes:
+        try:
+            spec, _ = method.prepare(_config(config, wish, size), study, passed={}, progress=progress, model=model)
+        except CasebackError:
+            return None  # said when it is carried out
+        if study.finished(spec):
+            return size
+    return None
+
+
 def _examined(
     study: Study, config: AuditConfig, model: Model, wish: Wish, size: Size | str, progress: Progress
 ) -> dict[str, Any]:
@@ -171,11 +192,9 @@ def _examined(
     told = {"question": wish.question, "method": wish.method, "run": None, "claim": "", "why": "", "seconds": 0.0}
     if isinstance(size, str):
         return told | {"why": size}
-    common = {name: getattr(config, name) for name in ("model", "seed", "dtype", "device")}
-    Config = registry.get("method", wish.method).Config
     begin = time.perf_counter()
     try:
-        record = study.ask(wish.method, Config(**common, **size.settings), model=model, progress=progress)
+        record = study.ask(wish.method, _config(config, wish, size), model=model, progress=progress)
         told |= {"run": record.id, "claim": _claim(record)}
     except CasebackError as error:
         told["why"] = str(error)

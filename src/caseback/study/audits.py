@@ -52,7 +52,9 @@ def _direct(known: Known) -> Sequence[Wish]:
 
 def _circuits(known: Known) -> Sequence[Wish]:
     def size(task: str, n: int, points: int, **more: Any) -> Size:
-        return Size(40.0 * n, {"task": task, "n": n, "discover": DiscoverConfig(points=points, **more)})
+        return Size(
+            40.0 * n, {"task": task, "n": n, "discover": DiscoverConfig(points=points, seed=known.config.seed, **more)}
+        )
 
     few = {"patched": 5, "patch_pairs": 4, "control_pairs": 6, "minimal": 5, "draws": 1}
     return [
@@ -69,7 +71,7 @@ def _relations(known: Known) -> Sequence[Wish]:
     from caseback.relations.judge import JudgeConfig
 
     def size(relation: str, cost: float, pairs: int) -> Size:
-        return Size(cost, {"relation": relation, "judge": JudgeConfig(pairs=pairs)})
+        return Size(cost, {"relation": relation, "judge": JudgeConfig(pairs=pairs, seed=known.config.seed)})
 
     return [
         Wish(

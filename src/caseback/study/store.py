@@ -205,6 +205,11 @@ class Study:
         spec, have = found.prepare(config, self, passed=passed or {}, progress=progress, model=model)
         return self.run(spec, progress=progress, force=force, have=have)
 
+    def finished(self, spec: Spec) -> bool:
+        """Whether the newest run of this request is finished."""
+        record = self._same(spec)
+        return record is not None and record.status == "finished"
+
     def resume(self, run: str, *, progress: Progress = silent, have: Mapping[str, Any] | None = None) -> Record:
         """Go on with a run that was not finished, or whose files were damaged since; a sound finished run is returned
         as it is.
