@@ -101,7 +101,7 @@ def open_page(browser: Any, app: App) -> Iterator[Open]:
 
     yield open_
     for page in pages:
-        assert "owned" not in page.title()
+        assert page.title() != "owned" and "\u202e" not in page.title()
         assert page.locator("script:not([src]):not([type=importmap])").count() == 0
         assert page.locator("img").count() == 0
         page.close()
@@ -218,7 +218,7 @@ def test_two_marked_runs_are_compared(app: App, open_page: Open) -> None:
     page.wait_for_selector(".changes")
     assert page.locator(".card").count() == 2
     assert "prompt" in page.inner_text(".changes >> nth=1")
-    assert page.locator(".pair .heat").count() >= 2  # both lenses, side by side
+    assert page.locator(".together .heat").count() >= 2  # both lenses, side by side
 
 
 # --- one run -----------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_hostile_text_is_only_text(app: App, open_page: Open) -> None:
     assert "<img src=x" in shown and "\u202e" not in shown and "\x1b" not in shown and "␛" in shown
     for run in rows(page):
         one = open_page(f"/run/{run}", ".record dl")
-        assert "<script>" in one.inner_text("h1")
+        assert "<img src=x" in one.inner_text("h1")
         assert "⟨202E⟩" in one.inner_text("body")
     both = open_page(f"/compare#a={rows(page)[1]}&b={run_named(app, 'task 0')}", ".changes")
     assert "<img src=x" in both.inner_text(".card >> nth=0")

@@ -6,11 +6,14 @@ import { escapes, problem } from "caseback/app/shell";
 import { curvePlot } from "caseback/curve";
 import { el, put } from "caseback/dom";
 import { dotRows } from "caseback/dots";
-import { count, number, score } from "caseback/format";
+import { count, number, plural, score } from "caseback/format";
+import { heatMaps } from "caseback/heat";
 import { extent } from "caseback/scales";
 import { hashState } from "caseback/state";
 import { table } from "caseback/table";
 import { drawn } from "caseback/views/experiment";
+
+const MOST = 200; // rows of a table of differences
 
 export function page(root) {
   escapes();
@@ -32,12 +35,12 @@ export function page(root) {
 // The second run is still to be named: the finished runs of the first one's method.
 async function choose(root, state, still) {
   const id = state.get().a || state.get().b;
-  if (!id) return put(root, el("h1", {}, "Compare"), el("p", { class: "empty" }, "Mark two runs in the ", el("a", { href: "/" }, "casebook"), "."));
+  if (!id) return put(root, el("header", { class: "run-head" }, el("h1", {}, "Compare")), el("p", { class: "empty" }, "Mark two runs in the ", el("a", { href: "/" }, "casebook"), "."));
   const first = await ask(`/api/runs/${encodeURIComponent(id)}`);
   const { rows } = await ask("/api/runs", { method: first.method, status: "finished", size: "200" });
   if (!still()) return;
   const others = rows.filter((row) => row.id !== id);
-  put(root, el("h1", {}, "Compare ", el("bdi", {}, first.task), " with"),
+  put(root, el("header", { class: "run-head" }, el("h1", {}, "Compare ", el("bdi", {}, first.task), " with")),
     others.length
       ? el("ul", { class: "choose" }, others.map((row) => el("li", {},
         el("button", { type: "button", class: "link", onclick: () => state.set({ a: id, b: row.id }) }, el("bdi", {}, row.task || row.id)),
@@ -88,7 +91,9 @@ function changes(title, rows, none, differences) {
   ];
   if (differences) columns.push({ name: "B − A", number: true, by: (row) => (both(row) ? row.b - row.a : null),
     show: (row) => (both(row) ? el("span", { class: row.b >= row.a ? "for" : "against" }, score(row.b - row.a)) : "–") });
-  return el("section", { class: "changes" }, el("h2", {}, title), rows.length ? table(columns, rows, { caption: title }) : el("p", { class: "soft" }, none));
+  return el("section", { class: "changes" }, el("h2", {}, title),
+    rows.length ? table(columns, rows, { caption: title, limit: MOST }) : el("p", { class: "soft" }, none),
+    rows.length > MOST && el("p", { class: "note" }, `${plural(rows.length - MOST, "more row")} of lists are left out here; caseback compare prints them all.`));
 }
 
 function sideBySide(payloads) {
@@ -98,7 +103,16 @@ function sideBySide(payloads) {
   const pairs = one.sections.map((section, i) => [section, two.sections.find(({ title }) => title === section.title) ?? two.sections[i]]);
   return el("section", {}, el("h2", {}, "Both"),
     el("div", { class: "pair" }, payloads.map((payload, i) => el("p", { class: "lead" }, el("b", { class: "letter" }, "AB"[i]), " ", el("bdi", {}, payload.claim)))),
-    pairs.map((pair) => el("div", { class: "pair" }, pair.map((section) => el("div", {}, section && drawn(section))))));
+    pairs.map(bothOf));
+}
+
+// One section of both runs. Heat maps are drawn together, so that one colour means one value.
+function bothOf([one, two]) {
+  const alike = one.heat && two?.heat && one.heat.format === two.heat.format && one.heat.scale === two.heat.scale;
+  return [
+    el("div", { class: "pair" }, [one, two].map((section) => el("div", {}, section && drawn(alike ? { ...section, heat: null } : section)))),
+    alike && el("div", { class: "together" }, heatMaps([{ ...one.heat, name: "A" }, { ...two.heat, name: "B" }], one.title)),
+  ];
 }
 
 function circuits(one, two) {

@@ -4,7 +4,7 @@ import { ask, follow, send, text } from "caseback/app/api";
 import { stopButton } from "caseback/app/jobs";
 import { moment, progress, status } from "caseback/app/parts";
 import { escapes, problem } from "caseback/app/shell";
-import { el, put } from "caseback/dom";
+import { el, put, visible } from "caseback/dom";
 import { duration } from "caseback/format";
 import { list } from "caseback/record";
 import { table } from "caseback/table";
@@ -18,7 +18,7 @@ export async function page(root, id) {
   const api = `/api/runs/${encodeURIComponent(id)}`;
   try {
     const run = await ask(api);
-    document.title = `${run.task} · ${run.method} · caseback`;
+    document.title = visible(`${run.task} · ${run.method} · caseback`);
     const payload = run.drawn ? await ask(`${api}/payload`) : null;
     if (payload && VIEWS[payload.kind]) {
       VIEWS[payload.kind](root, payload, (_, __, content) => [head(run, payload.title, payload.task.description), content, about(run, api)]);
@@ -84,7 +84,7 @@ function about(run, api) {
       el("h2", {}, "The record"),
       el("div", { class: "lists" },
         shown,
-        list("As it was asked", run.passed), list("Versions", run.versions),
+        list("As it was asked", run.passed),
         list("Model files", run.model.files ?? {})),
       events(run)),
   ];
