@@ -87,7 +87,7 @@ def test_a_claim_from_its_words_to_its_status(claim: Run) -> None:
     code, out, _ = claim("show", "latest")
     assert code == 0 and "SUPPORTED" in out and "Rule: refuted if any test refutes it" in out and record.id in out
     code, out, _ = claim("list")
-    assert out.startswith("supported") and "4 tests in 1 runs" in out
+    assert out.startswith("supported") and "4 tests in 1 run\n" in out
 
 
 def test_a_false_claim_is_refuted(claim: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -207,11 +208,9 @@ def list_claims(out: Out = None, as_json: Json = False) -> None:
         return
     for each in found:
         runs = {row["run"] for row in each.tests}
-        typer.echo(
-            f"{each.status:12}  {len(each.tests):>2} tests in {len(runs)} runs  {safe(each.claim.component)}: "
-            f"{safe(each.claim.description)}"
-        )
-        typer.echo(f"{'':12}  {each.claim.id}")
+        said = f"{safe(each.claim.component)}: {safe(each.claim.description)}"
+        typer.echo(f"{each.status:12}  {said}")
+        typer.echo(f"{'':12}  {each.claim.id}, {_count(each.tests, 'test')} in {_count(runs, 'run')}")
 
 
 @app.command("show")
@@ -237,6 +236,10 @@ def show(claim: Name, out: Out = None, as_json: Json = False) -> None:
     for note in view["notes"]:
         typer.echo(safe(note))
     typer.echo(f"page {page.resolve()}")
+
+
+def _count(things: Collection[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _spans(text: str | None) -> tuple[str, str] | None:
@@ -270,7 +273,7 @@ def _standing(claim: Claim, out: Path | None) -> str:
     from caseback.study.claims import standing
 
     found = standing(Study(out), claim)
-    return f"claim {claim.id}: {found.status} after {len(found.tests)} tests"
+    return f"claim {claim.id}: {found.status} after {_count(found.tests, 'test')}"
 
 
 def _json(found: Standing) -> dict[str, Any]:

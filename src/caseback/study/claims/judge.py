@@ -29,7 +29,7 @@ def predict(own: Bool[np.ndarray, "head example"], others: Bool[np.ndarray, "oth
         value=value,
         control=mean_interval(others.mean(axis=0)),
         over=min(_less(value, 0.5), beyond, key=lambda each: each.value),
-        bar="most prompts, and more than the model's other heads",
+        bar="over 50% and the control",
         forwards=forwards,
     )
 
@@ -50,7 +50,7 @@ def causal(
         value=ratio_interval(own, gap),
         control=ratio_interval(mean, gap),
         over=min(over, key=lambda each: each.value),
-        bar=f"{at_least:.0%} of the answer, and more than random components",
+        bar=f"over {at_least:.0%} and the control",
         forwards=forwards,
     )
 
@@ -78,7 +78,7 @@ def minimality(
     parts = tuple(ratio_interval(whole - part, gap) for part in without)
     least = min(range(len(parts)), key=lambda i: parts[i].value)
     over = ratio_interval(whole - without[least] - share * gap, gap)
-    bar = f"{share:.1%} of the answer from every part"
+    bar = f"over {share:.1%}"
     return Outcome(test="minimality", value=parts[least], over=over, bar=bar, forwards=forwards), parts
 
 
@@ -102,7 +102,7 @@ def specificity(
         test="specificity",
         value=value,
         over=_less(value, WEAKER),
-        bar=f"stronger than {WEAKER:.0%} of random components",
+        bar=f"over {WEAKER:.0%}",
         forwards=forwards,
     )
 
@@ -121,7 +121,7 @@ def adversarial(
         test="adversarial",
         value=ratio_interval(own, gap),
         over=ratio_interval(sign * own - at_least * gap, gap),
-        bar=f"{at_least:.0%} {'against' if flips else 'of'} the other input's answer",
+        bar=f"under -{at_least:.0%}" if flips else f"over {at_least:.0%}",
         forwards=forwards,
     )
 

@@ -89,6 +89,18 @@ class ClaimTestConfig(LookingConfig):
         return self
 
 
+MEANING = {
+    "predict": "Predict: share of prompts in which all its heads take most from where it was said; control: the mean of the model's "
+    "other heads.",
+    "effect": "Effect: share of the answer that goes when its mean over the counterfactual prompts is put in its place.",
+    "sufficiency": "Sufficiency: share of the answer that its clean values bring back in the counterfactual run; control: the mean of "
+    "random components of its kind.",
+    "necessity": "Necessity: share of the answer that goes when its counterfactual values are put into the clean run; control: the "
+    "mean of random components of its kind.",
+    "minimality": "Minimality: sufficiency that is lost without the part that adds least.",
+    "specificity": "Specificity: share of random components of its kind that are weaker.",
+    "adversarial": "Adversarial: share of the answer it carries on the other input.",
+}
 _LACKS = {
     "predict": "the claim predicts no attention; make it with --attends FROM:TO to test that",
     "effect": "the claim predicts no effect; make it with --effect LOW:HIGH to test that",
@@ -193,8 +205,7 @@ def test(config: ClaimTestConfig, model: Model, run: RunFolder, progress: Progre
     ]
     head = {
         "title": f"{component.text}: {claim.description}",
-        "text": "Sufficiency: the component's clean values put into the counterfactual run; necessity: the other way. Both in "
-        "shares of the answer, the metric's difference between the two runs.",
+        "text": " ".join(MEANING[name] for name in config.tests),
         "table": _sheet(rows),
     }
     table = {
