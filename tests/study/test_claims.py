@@ -39,7 +39,7 @@ from caseback.study.claims.component import Place
 from caseback.study.claims.patched import both_runs, looks, patched
 from caseback.study.files import write_json
 from caseback.study.readings import PATCH
-from caseback.tasks import write_task
+from caseback.tasks import Schema, Task, write_task
 from caseback.zoo import copying
 
 from .looking import die_after, is_valid, look, plain_table
@@ -263,14 +263,27 @@ def test_a_circuit_is_a_component_like_others(study: Study) -> None:
     config = CircuitConfig(task="t.jsonl", discover=DiscoverConfig(points=4, draws=1, patched=4))
     task = config.read_task(MODEL)
     run = study.run(circuit_spec(config, MODEL, task, passed={}), have={"model": MODEL, "task": task})
-    claim = made(study, "circuit:latest:3", causal=("sufficiency",), found_on=found_on_task("t.jsonl", MODEL))
+    claim = made(study, "circuit:latest:3", causal=("sufficiency",))
     assert claim.component == f"circuit:{run.id}:3"
-    record = tried(study, claim, randoms=4)
+    with pytest.raises(StudyError, match="are among those the claim was found on"):  # the run has seen both halves
+        tried(study, claim, task="t.jsonl")
+    assert made(study, "circuit:latest:3", found_on=FoundOn()).found_on.run == run.id
+    write_task(copying(n=40, seed=7).task, "fresh.jsonl")
+    record = tried(study, claim, task="fresh.jsonl", randoms=4)
+    pairs = []
+    for pair in copying(n=12, seed=9).task.pairs:
+        (_, _, cut), *_ = pair.spans[2:]
+        pairs.append(replace(pair, spans=(("a", 0, cut), ("b", cut, len(pair.clean)))))
+    write_task(Task(name="other", pairs=tuple(pairs), schema=Schema(name="other", spans=("a", "b"))), "other.jsonl")
     assert verdicts(record)["sufficiency"] == "supports"
     with pytest.raises(StudyError, match="cannot be done with circuit:.*; it can be tested by sufficiency, necessity"):
-        tried(study, claim, tests=["predict"])
+        tried(study, claim, task="fresh.jsonl", tests=["predict"])
+    with pytest.raises(SiteError, match="these prompts have no span 'name'; they have: a, b"):
+        tried(study, made(study, "z.1.2@name"), task="other.jsonl")
+    with pytest.raises(StudyError, match="the circuit has the spans before, name, after, end, the task 'other' a, b"):
+        tried(study, claim, task="other.jsonl")
     with pytest.raises(StudyError, match="a circuit belongs to the model it was found in"):
-        tried(study, claim, twin=True)
+        tried(study, claim, task="fresh.jsonl", twin=True)
 
 
 # --- found and tested --------------------------------------------------------------------------------------------------

@@ -10,18 +10,19 @@ The id ends in a hash of the content, so a test belongs to these words and no ot
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from caseback.circuits.graph import Circuit
 from caseback.core.errors import StudyError
 from caseback.core.provenance import sha256_file, sha256_json
 from caseback.model.model import Model
-from caseback.study.circuit import data_hash
-from caseback.study.claims.component import read_component, where
+from caseback.study.circuit import CircuitConfig, data_hash
+from caseback.study.claims.component import Component, read_component, where
 from caseback.study.claims.rule import CAUSAL, Status, status_of, verdict_of
 from caseback.study.files import cannot_write, read_json, write_json
 from caseback.study.spec import plain
@@ -139,7 +140,12 @@ def found_on_run(record: Record, model: Model) -> FoundOn:
     asked = record.spec.params
     if asked.get("task"):
         task, n, seed = str(asked["task"]), asked.get("n"), int(asked.get("seed") or 0)
-        read = read_task(task, n=n, seed=seed, model=model)
+        circuit = record.spec.method == "circuit"  # whose pairs may have been given other spans
+        read = (
+            record.spec.config(CircuitConfig).read_task(model)
+            if circuit
+            else read_task(task, n=n, seed=seed, model=model)
+        )
         given = [data_hash(read)] + ([sha256_file(task)] if is_file(task) else [])
         if (
             record.spec.data is not None
@@ -170,14 +176,14 @@ def new_claim(study: Study, model: Model, claim: Claim) -> Claim:
         component.require(("predict",))
     if claim.effect:
         component.require(("effect",))
-    if claim.found_on.task:
-        pair = read_task(claim.found_on.task, n=claim.found_on.n, seed=claim.found_on.seed, model=model)[:1].encode(
-            model
-        )
-        for site in component.sites:
-            where(site, pair.clean)
-        if missing := [name for name in claim.attends or () if name not in pair.clean.spans]:
-            raise StudyError(f"the task has no span {missing[0]!r}; it has: {', '.join(pair.clean.spans) or 'none'}")
+    if component.kind == "circuit":  # found on its run's pairs, whatever else the claim was found on
+        run = found_on_run(study.find(component.text.split(":")[1]), model)
+        found = claim.found_on if claim.found_on.prompts else run
+        prompts = tuple(sorted({*found.prompts, *run.prompts}))
+        claim = replace(claim, found_on=replace(found, half="all", prompts=prompts))
+    if claim.found_on.task and component.kind != "circuit":
+        task = read_task(claim.found_on.task, n=claim.found_on.n, seed=claim.found_on.seed, model=model)
+        require_spans(task, component, model, claim.attends or ())
     path = study.path / "claims" / f"{claim.id}.json"
     if path.exists():
         return read_claim(study, claim.id)
@@ -189,6 +195,20 @@ def new_claim(study: Study, model: Model, claim: Claim) -> Claim:
         raise cannot_write(path.parent, error) from error
     write_json(path, asdict(claim))
     return claim
+
+
+def require_spans(task: Task, component: Component, model: Model, names: Sequence[str] = ()) -> None:
+    """Raise SiteError or StudyError where a task's pairs lack a span the component, or a prediction (`names`), is about."""
+    batch = task[:1].encode(model).clean
+    for site in component.sites:
+        where(site, batch)
+    if missing := [name for name in names if name not in batch.spans]:
+        raise StudyError(f"the task has no span {missing[0]!r}; it has: {', '.join(batch.spans) or 'none'}")
+    if isinstance(component.target, Circuit) and tuple(batch.spans) != component.target.graph.spans:
+        raise StudyError(
+            f"the circuit has the spans {', '.join(component.target.graph.spans)}, the task {task.name!r} "
+            f"{', '.join(batch.spans) or 'none'}; test it on pairs with the circuit's"
+        )
 
 
 def claim_ids(study: Study) -> tuple[str, ...]:

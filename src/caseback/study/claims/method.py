@@ -15,7 +15,7 @@ from caseback.core.stages import Checkpoint
 from caseback.model.model import Model
 from caseback.study.claims import judge
 from caseback.study.claims.component import Component, Drawn, read_component
-from caseback.study.claims.ledger import METHOD, Claim, hashes, read_claim
+from caseback.study.claims.ledger import METHOD, Claim, hashes, read_claim, require_spans
 from caseback.study.claims.patched import Way, both_runs, looks, patched
 from caseback.study.claims.rule import CAUSAL, TESTS, Outcome, status_of
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, sheet
@@ -85,7 +85,8 @@ class ClaimTestConfig(LookingConfig):
             if test in self.tests and not given:
                 raise StudyError(_LACKS[test])
         for task in filter(None, (self.task, self.adversarial)):
-            _unseen(task, claim, self, model)
+            spans = claim.attends if "predict" in self.tests and task == self.task else None
+            require_spans(_unseen(task, claim, self, model), component, model, spans or ())
         return self
 
 
