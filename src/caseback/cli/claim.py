@@ -319,7 +319,12 @@ def _view(found: Standing) -> dict[str, Any]:
         "title": f"Claim: {claim.component}",
         "claim": f"{found.status.upper()}. {claim.component}: {said}",
         "model": {"id": claim.model["id"], "revision": claim.model.get("revision")},
-        "task": {"name": claim.found_on.task or "", "description": "", "metric": "", "measured": len(found.tests)},
+        "task": {
+            "name": claim.found_on.task or "",
+            "description": "",
+            "metric": "",
+            "measured": max((row["pairs"] for row in found.tests), default=0),
+        },
         "sections": [
             {
                 "title": "Tests",

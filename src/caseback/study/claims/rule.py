@@ -15,8 +15,8 @@ and the claim's status, over all its tests,
     supported      none refutes, sufficiency or necessity supports, and specificity supports
     inconclusive   anything else
 
-A test once run counts for ever, so running one again on other pairs can only add evidence. Each test of a true claim
-refutes it by chance in at most 1 of 40 (one end of a 95 % interval).
+A test once run counts for ever: running one again on other pairs can only add evidence. A claim that just reaches its bar
+is refuted by chance in about 1 test of 40 (one end of a 95 % interval).
 """
 
 from __future__ import annotations
