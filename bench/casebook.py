@@ -148,6 +148,7 @@ def _served(folder: Path) -> Iterator[Any]:
     from caseback.study import Study
 
     listening = uvicorn.Config("", port=0, log_level="critical", lifespan="off").bind_socket()
+    listening.listen()
     port = listening.getsockname()[1]
     app = application(Study(folder), token="bench", port=port)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
@@ -174,6 +175,8 @@ def _served(folder: Path) -> Iterator[Any]:
 
 def _invent(study: Path, n: int) -> None:
     """Finished runs as a study keeps them, of prompts and numbers out of a hat."""
+    from caseback.study.files import write_json
+
     draw = random.Random(0)
     words = (
         "tokyo paris nairobi lima cairo oslo head layer token name city country store drink plural verb past".split()
@@ -212,13 +215,9 @@ def _invent(study: Path, n: int) -> None:
         table = {"n": 40, **{name: draw.random() for name in ("accuracy", "faithfulness", "low", "high")}}
         result = {"table": table, "details": {}, "arrays": {}, "cost": {"seconds": 1.0, "peak_memory_mb": 1000.0}}
         event = {"at": spec["created"], "kind": "result", "seconds": 1.0}
-        for name, content in (
-            ("spec.json", spec),
-            ("result.json", result),
-            ("environment.json", {}),
-            ("events.jsonl", event),
-        ):
-            (run / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        for name, content in (("spec.json", spec), ("result.json", result), ("environment.json", {})):
+            write_json(run / name, content)
+        (run / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     runs(study)
     place = friend.folder(tmp_path_factory.mktemp("model"))
     listening = uvicorn.Config("", port=0, log_level="critical", lifespan="off").bind_socket()
+    listening.listen()
     port = listening.getsockname()[1]
     made = application(study, token=TOKEN, port=port, load=lambda name: affine_of().model)
     server = uvicorn.Server(uvicorn.Config(made, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))

@@ -60,7 +60,9 @@ def fields_of(config: Any) -> list[dict[str, Any]]:
     """The fields of a Config, those that must be given first: `name`, `kind` (of KINDS, or choice, texts, numbers, group),
     `needed`, `default`, `doc`, `common`, and where they exist `choices`, `suggested` or, of a group, its `fields`."""
     hints, docs = get_type_hints(config), docs_of(config)
-    found = [_field(one, hints[one.name], docs.get(one.name, SAID.get(one.name, ""))) for one in dataclasses.fields(config)]
+    found = [
+        _field(one, hints[one.name], docs.get(one.name, SAID.get(one.name, ""))) for one in dataclasses.fields(config)
+    ]
     return sorted(
         (one for one in found if one["name"] not in HIDDEN), key=lambda one: (one["common"], not one["needed"])
     )

@@ -29,11 +29,12 @@ import torch
 
 from caseback.core.errors import CasebackError, ReadingError
 from caseback.model.batch import Batch
+from caseback.model.end import end
 from caseback.model.load import load
 from caseback.model.model import Model
 from caseback.reading.heads import Patterns, patterns
 from caseback.reading.inputs import Method, attribute_inputs
-from caseback.reading.lens import logit_lens
+from caseback.reading.lens import DEFAULT, stream_sites, streams
 from caseback.study import Study, plain
 from caseback.study.readings.of_heads import head_of
 from caseback.study.readings.of_prompts import PromptConfig, texts
@@ -44,6 +45,8 @@ PARTS = ("tokens", "next", "attention", "inputs", "lens")
 METHODS = get_args(Method)
 LONGEST = 128
 """Tokens at most: every head's pattern is kept."""
+ROWS = 128
+"""Vectors unembedded at once."""
 KEPT = 4
 """Prompts whose readings are kept."""
 TOP, STRONGEST, STEPS = 8, 12, 16
@@ -213,18 +216,29 @@ class Live:
         if read.next is None:
             logits = model.run(read.batch, read=[], logits="all").logits
             assert logits is not None  # they were asked for
-            best = log_softmax(logits[0]).topk(min(TOP, model.d_vocab), dim=-1)
+            best = wide(logits[0]).log_softmax(dim=-1).topk(min(TOP, model.d_vocab), dim=-1)
             says = [texts(model, row) for row in best.indices.tolist()]
             read.next = {"says": says, "probability": _rounded(best.values.exp()), "ids": best.indices[:, 0].tolist()}
         return read.next
 
     def _lens(self, model: Model, read: _Read, look: Look, token: int, check: Any) -> dict[str, Any]:
         if read.lens is None:
-            found = logit_lens(model, read.batch, top=1, progress=check)
+            # The likeliest token and no more, so that neither entropies nor sorted vocabularies are paid for.
+            sites = stream_sites(model, DEFAULT)
+            vectors, _ = streams(model, read.batch, sites)
+            best, probability = [], []
+            for rows in torch.cat([vectors[site][0] for site in sites]).split(ROWS):
+                check()
+                with torch.no_grad():
+                    logits = wide(end(model, rows))
+                top = logits.max(dim=-1)
+                best.append(top.indices)
+                probability.append((top.values - logits.logsumexp(dim=-1)).exp())
+            shape = len(sites), len(read.words)
             read.lens = {
-                "sites": found.sites,
-                "says": [texts(model, row) for row in found.top_ids[:, 0, :, 0].tolist()],
-                "probability": _rounded(found.top_probs[:, 0, :, 0]),
+                "sites": sites,
+                "says": [texts(model, row) for row in torch.cat(best).view(shape).tolist()],
+                "probability": _rounded(torch.cat(probability).view(shape)),
             }
         return read.lens
 
@@ -278,9 +292,9 @@ class Live:
         return read.inputs[key]
 
 
-def log_softmax(logits: torch.Tensor) -> torch.Tensor:
+def wide(logits: torch.Tensor) -> torch.Tensor:
     """In float32 or wider."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _rounded(values: torch.Tensor) -> list[list[float]]:
