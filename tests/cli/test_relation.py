@@ -136,9 +136,9 @@ def test_several_splits_of_a_category(relation: Any, here: Path, monkeypatch: py
     with small_library(here / "library", monkeypatch):
         found = table(relation("--category", "factual", "--pairs", 8, "--splits", 2, "--json"))
         out = relation("--category", "factual", "--pairs", 8, "--splits", 2)[1]
-    assert found["intervals_over"] == "relations and their samples over splits"
+    assert found["intervals_over"] == "relations and their samples, each its mean over the splits"
     assert found["means"]["faithful_strict"] == [1, 1, 1]
-    assert "mean over 2 relations; 95 % over relations and their samples over splits" in out
+    assert "mean over 2 relations; 95 % over relations and their samples, each its mean over the splits" in out
     assert all(row["n_known"] == row["n_test"] <= row["n_asked"] for row in found["relations"])
 
 

@@ -11,6 +11,7 @@ from caseback.core.errors import CasebackError
 from caseback.evidence import (
     Resampling,
     bootstrap,
+    crossed_mean_interval,
     difference_interval,
     faithfulness,
     faithfulness_difference_intervals,
@@ -204,3 +205,28 @@ def test_errors_are_sentences():
     for bad in ({"level": 1.0}, {"resamples": 10}, {"method": "normal"}):
         with pytest.raises(CasebackError):
             Resampling(**bad)
+
+
+# --- rows and columns drawn ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_crossed_mean_covers_what_repetitions_add():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        effect = rng.normal(size=(6, 1))  # a repetition moves all of its examples together
+        values = 0.5 + effect + rng.normal(size=(6, 40))
+        found = crossed_mean_interval(values, how=Resampling(resamples=500))
+        covered += found.low <= 0.5 <= found.high
+        assert found.high - found.low > 3 * 2 / np.sqrt(values.size)  # much wider than if all were independent
+    assert covered >= 80  # few repetitions: a percentile bootstrap of six is a little narrow
+
+
+def test_a_crossed_mean_leaves_out_what_was_not_measured():
+    values = np.array([[1.0, np.nan, 3.0, np.nan], [1.0, np.nan, np.nan, 5.0]])
+    found = crossed_mean_interval(values)
+    assert found.value == 3.0 and found.n == 3
+    assert 1.0 <= found.low <= 3.0 <= found.high <= 5.0
+    one = crossed_mean_interval(np.ones((3, 20)))
+    assert (one.value, one.high, one.method) == (1.0, 1.0, "wilson") and 0.8 < one.low < 0.9
+    with pytest.raises(CasebackError, match="no examples"):
+        crossed_mean_interval(np.full((2, 2), np.nan))

@@ -47,3 +47,17 @@ def test_what_does_not_fit_is_named(method, asked, said):
         config_of(method, asked)
     assert said in str(error.value)
     assert isinstance(error.value, StudyError) or method in ("nosuch", "relation")
+
+
+def test_the_seed_of_a_run_is_the_seed_of_all_that_is_drawn():
+    assert config_of("relation", {"relation": "x", "seed": 7}).judge.seed == 7
+    assert config_of("attribute", {"relation": "x", "prompt": "p", "seed": 7}).judge.seed == 7
+    assert config_of("concepts", {"relation": "x", "seed": 7, "judge": {"seed": 3}}).judge.seed == 7
+    assert config_of("cross", {"relations": ["x", "y"], "seed": 7}).judge.seed == 7
+    assert config_of("circuit", {"task": "ioi", "seed": 7}).discover.seed == 7
+
+
+def test_a_twin_is_refused_before_anything_is_judged():
+    for method, asked in (("cross", {"relations": ["x", "y"]}), ("concepts", {"relation": "x"}), ("audit", {})):
+        with pytest.raises(CasebackError, match="random weights knows nothing|looks at the model itself"):
+            config_of(method, {**asked, "twin": True})

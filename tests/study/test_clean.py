@@ -61,6 +61,29 @@ def test_a_run_that_is_held_or_cited_stays(study):
     assert find_waste(study, superseded=True) == ()
 
 
+def test_a_run_that_a_result_cites_stays(study, monkeypatch):
+    from caseback.core import registry
+
+    monkeypatch.setitem(registry._OFFERS, ("method", "citing"), f"{__name__}:CITING")
+    old = study.run(toy.spec())
+    study.run(toy.spec(), force=True)
+    Citing.cited = old.id
+    study.run(Spec.of("citing", toy.Config(), task="audit"))
+    assert find_waste(study, superseded=True) == ()
+
+
+class Citing:
+    name = "citing"
+    Config = toy.Config
+    cited = ""
+
+    def run(self, config, run, progress):
+        run.write_result({"found": [{"run": self.cited}]})
+
+
+CITING = Citing()
+
+
 def test_nothing_outside_the_runs_is_deleted(study, tmp_path):
     from caseback.study.clean import Waste
 

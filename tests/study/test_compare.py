@@ -7,8 +7,8 @@ import pytest
 
 from caseback.core import registry
 from caseback.core.errors import StudyError
-from caseback.study import Study
-from caseback.study.compare import Change, Paired, compare
+from caseback.study import Checkpoint, Study
+from caseback.study.compare import Change, Paired, compare, of_circuit
 
 from . import toy
 
@@ -62,3 +62,30 @@ def test_runs_of_two_methods_are_not_compared(study, monkeypatch):
     b = study.run(Spec.of("other", toy.Config(), task="t"))
     with pytest.raises(StudyError, match="only runs of one method are compared"):
         compare(a, b)
+
+
+class Kept:
+    """A circuit record whose model answered some of the pairs right."""
+
+    def __init__(self, rows):
+        self.spec = toy.spec()
+        self.table = {"sizes": [5, 9]}
+        self.details = {"chosen": {"edges": 9}}
+        scores = np.stack([np.zeros(len(rows)), 10.0 * np.array(rows)])
+        self.stages = {
+            "check": Checkpoint({"held_out": np.array(rows)}),
+            "evaluate": Checkpoint({"metric": scores, "agreement": scores, "kl": scores, "full": scores[0]}),
+        }
+
+    def stage(self, name):
+        return self.stages[name]
+
+
+def test_pairs_of_a_circuit_are_known_by_their_place_among_all():
+    a, b = of_circuit(Kept([0, 2, 4, 6])), of_circuit(Kept([2, 4, 6]))
+    name = "metric of the chosen circuit"
+    shared = dict(zip(a[name].keys, a[name].values))
+    assert all(shared[key] == value for key, value in zip(b[name].keys, b[name].values))
+    old = Kept([1])
+    old.stages["check"] = Checkpoint({"rows": np.array([1])})
+    assert of_circuit(old) == {}

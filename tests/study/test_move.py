@@ -134,3 +134,25 @@ def test_a_page_that_cannot_be_drawn_is_a_sentence(theirs, file, monkeypatch):
 
 def broken(record):
     raise KeyError("nothing there")
+
+
+def test_a_file_that_was_damaged_on_its_way_is_a_sentence(theirs, file, tmp_path):
+    whole = file.read_bytes()
+    for place in range(60, len(whole) // 2, max(1, len(whole) // 50)):
+        broken = tmp_path / "broken.zip"
+        broken.write_bytes(whole[:place] + bytes(255 - b for b in whole[place : place + 4]) + whole[place + 4 :])
+        with pytest.raises(StudyError):
+            import_run(theirs, broken)
+    assert theirs.ids() == ()
+
+
+def test_a_result_without_a_cost_is_refused(study, theirs, tmp_path):
+    from caseback.study.files import write_json
+
+    record = study.run(toy.spec())
+    body = json.loads((record.path / "result.json").read_text())
+    for cost in ({}, {"seconds": "x", "peak_memory_mb": 1}):
+        write_json(record.path / "result.json", {**{k: body[k] for k in ("table", "details", "arrays")}, "cost": cost})
+        with pytest.raises(StudyError, match="no whole run"):
+            import_run(theirs, export_run(Record.open(record.path), tmp_path / "run.zip"))
+    assert theirs.ids() == ()

@@ -246,9 +246,9 @@ def discover(
         found = task.check(model, progress=lambda stage, done, total: progress("check pairs", done, total))
         keep = {pair.clean + "\0" + pair.counterfactual for pair in found.task.pairs}
         rows = [row for row, pair in enumerate(task.pairs) if pair.clean + "\0" + pair.counterfactual in keep]
-        return Checkpoint(
-            {"rows": np.array(rows), "accuracy": np.array(found.accuracy)}, {"dropped": dict(found.dropped)}
-        )
+        held = [row for row in rows if task.pairs[row].split == "held_out"]
+        arrays = {"rows": np.array(rows), "held_out": np.array(held, dtype=int), "accuracy": np.array(found.accuracy)}
+        return Checkpoint(arrays, {"dropped": dict(found.dropped)})
 
     check = run.fold("check", 1, checked)
     kept = task[check.arrays["rows"].tolist()]

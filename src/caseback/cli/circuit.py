@@ -83,7 +83,6 @@ def circuit(
             sign=sign,  # type: ignore[arg-type]
             points=points,
             target=target,
-            seed=seed,
         ),
     )
     passed = {"task": task, "model": model, "n": n, "schema": schema, "seed": seed}

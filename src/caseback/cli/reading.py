@@ -161,11 +161,10 @@ def attribute(
     as_json: Json = False,
 ) -> None:
     """What a relation's operator reads in every state of a prompt: the attribute lens."""
-    from caseback.relations.judge import JudgeConfig
     from caseback.study.readings import ATTRIBUTE
 
     own = {"prompt": prompt, "relation": relation, "objects": tuple(object or ())}
-    carry_out(ATTRIBUTE, locals(), own | {"judge": JudgeConfig(seed=seed)})
+    carry_out(ATTRIBUTE, locals(), own)
 
 
 def attribute_input(

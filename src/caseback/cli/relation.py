@@ -110,7 +110,7 @@ def judge(
     """Estimate a relation's linear map, and judge it: faithfulness and causality, held out, beside their controls."""
     from caseback.relations import library
     from caseback.relations.judge import JudgeConfig
-    from caseback.study import Study
+    from caseback.study import Study, plain
     from caseback.study.relation import RELATION, RelationConfig, means
 
     if (relation is None) == (category is None):
@@ -128,7 +128,6 @@ def judge(
         pairs=pairs,
         objects=objects,
         sketch=sketch,
-        seed=seed,
     )
     records: list[Record] = []
     left_out: dict[str, str] = {}
@@ -160,7 +159,8 @@ def judge(
     tables, found = [record.table for record in records], means(records)
     if as_json:
         each = {key: [one.value, one.low, one.high] for key, one in found.intervals.items()}
-        typer.echo(json.dumps({"relations": tables, "left_out": left_out, "means": each, "intervals_over": found.over}))
+        told = {"relations": tables, "left_out": left_out, "means": each, "intervals_over": found.over}
+        typer.echo(json.dumps(plain(told)))  # an interval of one relation has no ends
     else:
         _category(tables, found, left_out)
 

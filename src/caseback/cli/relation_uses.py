@@ -11,7 +11,7 @@ from caseback.cli.looking import carry_out
 from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Seed, Twin
 
 if TYPE_CHECKING:
-    from caseback.relations.judge import JudgeConfig
+    pass
 
 __all__ = ["concepts", "cross", "distract", "isolate"]
 
@@ -36,7 +36,7 @@ def cross(
     """Apply each relation's operator to the subjects of every other; relations not yet judged are judged first."""
     from caseback.study.cross import CROSS
 
-    carry_out(CROSS, locals(), {"relations": tuple(relations), "judge": _judge(seed)})
+    carry_out(CROSS, locals(), {"relations": tuple(relations)})
 
 
 def concepts(
@@ -55,7 +55,7 @@ def concepts(
     """Concept vectors: a direction for each object, to find it in a subject's state and to write another."""
     from caseback.study.uses import CONCEPTS
 
-    carry_out(CONCEPTS, locals(), {"relation": relation, "layer": layer, "pairs": pairs, "judge": _judge(seed)})
+    carry_out(CONCEPTS, locals(), {"relation": relation, "layer": layer, "pairs": pairs})
 
 
 def distract(
@@ -76,7 +76,7 @@ def distract(
     """Distraction tests: a falsehood is said before the question; is the truth still in the subject's state?"""
     from caseback.study.uses import DISTRACT
 
-    carry_out(DISTRACT, locals(), {"relation": relation, "layer": layer, "shots": shots, "judge": _judge(seed)})
+    carry_out(DISTRACT, locals(), {"relation": relation, "layer": layer, "shots": shots})
 
 
 def isolate(
@@ -103,10 +103,4 @@ def isolate(
     from caseback.study.uses import ISOLATE
 
     own = {"relation": relation, "siblings": tuple(sibling or ()), "layer": layer, "pairs": pairs}
-    carry_out(ISOLATE, locals(), own | {"judge": _judge(seed)})
-
-
-def _judge(seed: int) -> JudgeConfig:
-    from caseback.relations.judge import JudgeConfig
-
-    return JudgeConfig(seed=seed)
+    carry_out(ISOLATE, locals(), own)

@@ -107,6 +107,8 @@ def resume(run: Run, study: StudyFolder = None, as_json: Json = False) -> None:
 
 
 def _show(record: Record, as_json: bool) -> None:
+    from caseback.study.spec import flat
+
     status, spec = record.status, record.spec
     done = status in ("finished", "damaged")  # reading a damaged result raises, and says what is wrong with it
     table = record.table if done else {"run": record.id}
@@ -130,9 +132,9 @@ def _show(record: Record, as_json: bool) -> None:
         "made": f"{record.created} with caseback {record.versions.get('caseback')}",
         "parameters": "  ".join(f"{k}={_cell(v)}" for k, v in spec.params.items() if not isinstance(v, Mapping)),
     }
-    facts |= _flat({name: value for name, value in spec.params.items() if isinstance(value, Mapping)})
+    facts |= flat({name: value for name, value in spec.params.items() if isinstance(value, Mapping)})
     if done:
-        facts |= _flat({k: v for k, v in table.items() if k not in facts and not isinstance(v, list)})
+        facts |= flat({k: v for k, v in table.items() if k not in facts and not isinstance(v, list)})
     else:
         took = record.cost
         facts |= {"seconds": took.seconds, "peak_memory_mb": took.peak_memory_mb}
@@ -149,14 +151,6 @@ def _show(record: Record, as_json: bool) -> None:
         typer.echo(f"to go on: caseback resume {record.id}")
     elif record.report:
         typer.echo(f"page: {record.report}")
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return flat
 
 
 def _columns(table: Mapping[str, Any]) -> list[dict[str, list[Any]]]:

@@ -32,6 +32,7 @@ __all__ = [
     "Interval",
     "Resampling",
     "bootstrap",
+    "crossed_mean_interval",
     "difference_interval",
     "faithfulness",
     "faithfulness_difference_intervals",
@@ -211,6 +212,35 @@ def grouped_mean_interval(groups: Sequence[Real[np.ndarray, "_"]], *, how: Resam
             means[here] = group[rng.integers(len(group), size=(int(here.sum()), len(group)))].mean(axis=1)
         tail = (1 - how.level) / 2
         low, high = _ends(value, means.mean(axis=1), (tail, 1 - tail))
+    return Interval(value=value, low=low, high=high, n=n, level=how.level, method="percentile")
+
+
+def crossed_mean_interval(values: Float[np.ndarray, "draws examples"], *, how: Resampling = DEFAULT) -> Interval:
+    """The mean over examples of each example's mean over the repetitions (rows) it was in, NaN where it was in none; both
+    examples and repetitions are samples, and a bootstrap draws both (Owen 2007, the pigeonhole bootstrap; percentiles).
+
+    `n` is the number of examples with a value. Values that are all 0 or all 1 get Wilson's interval of as many examples.
+    """
+    here = np.isfinite(values)
+    here, values = here[:, here.any(axis=0)], values[:, here.any(axis=0)]
+    n = values.shape[1]
+    if not n:
+        raise CasebackError("there are no examples to make an interval from")
+    filled, whole = np.where(here, values, 0.0), here.astype(float)
+    value = float((filled.sum(axis=0) / whole.sum(axis=0)).mean())
+    if value in (0.0, 1.0) and set(np.unique(values[here])) <= {0.0, 1.0}:
+        return proportion_interval(round(value) * n, n, level=how.level)
+    rng = np.random.default_rng(how.seed)
+    rows, columns = (
+        rng.multinomial(size, np.full(size, 1 / size), size=how.resamples).astype(float) for size in values.shape
+    )
+    sums, counts = rows @ filled, rows @ whole
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+    weights = columns * (counts > 0)
+    total = weights.sum(axis=1)
+    draws = np.divide((weights * means).sum(axis=1), total, out=np.full_like(total, np.nan), where=total > 0)
+    tail = (1 - how.level) / 2
+    low, high = _ends(value, draws[np.isfinite(draws)], (tail, 1 - tail))
     return Interval(value=value, low=low, high=high, n=n, level=how.level, method="percentile")
 
 

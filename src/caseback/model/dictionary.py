@@ -149,7 +149,7 @@ def read_dictionary(path: str | os.PathLike[str]) -> Dictionary:
 
 def _saelens(config: Mapping[str, Any], found: dict[str, Tensor], weights: Path) -> Dictionary:
     """Version 6 keeps what was trained in `metadata`, earlier ones all in one object."""
-    meta = {**config, **(config.get("metadata") or {})}
+    meta = {**config, **_object(config, "metadata", weights)}
     architecture = str(config.get("architecture", "standard"))
     function = str(meta.get("activation_fn_str", meta.get("activation_fn", "relu")))
     if architecture == "standard" and function == "topk":  # as versions before 4 called it
@@ -170,7 +170,7 @@ def _saelens(config: Mapping[str, Any], found: dict[str, Tensor], weights: Path)
         raise LoadError(f"the dictionary {weights} is of {hook!r}; the sites that are read are {known}")
     needed = ["W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if architecture == "jumprelu" else [])]
     W_enc, b_enc, W_dec, b_dec, *threshold = _tensors(found, needed, weights)
-    k = config.get("k", (meta.get("activation_fn_kwargs") or {}).get("k")) if architecture == "topk" else None
+    k = config.get("k", _object(meta, "activation_fn_kwargs", weights).get("k")) if architecture == "topk" else None
     read = Dictionary(
         site=site,
         W_enc=W_enc,
@@ -188,6 +188,13 @@ def _saelens(config: Mapping[str, Any], found: dict[str, Tensor], weights: Path)
         size = W_dec.norm(dim=-1).clamp_min(torch.finfo(W_dec.dtype).tiny)
         read = replace(read, W_enc=W_enc * size, b_enc=read.b_enc * size, W_dec=W_dec / size[:, None])
     return read
+
+
+def _object(config: Mapping[str, Any], name: str, weights: Path) -> Mapping[str, Any]:
+    found = config.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise LoadError(f"{weights.parent / CONFIG} has a {name} that is no object")
+    return found
 
 
 def _sparsify(config: Mapping[str, Any], found: dict[str, Tensor], weights: Path) -> Dictionary:

@@ -28,10 +28,14 @@ def sample_texts(model: Model, *, n: int, length: int, seed: int = 0, stages: St
 
     The BOS they began with is left out again where the tokenizer puts none before a prompt, so that they are read as prompts
     are. An end of text is a token like any other: writing goes on after it. Raises ReadingError where the model has no BOS
-    token, or n or length is no positive number.
+    token, n or length is no positive number, or the
+    model has fewer positions.
     """
     if n < 1 or length < 2:
         raise ReadingError(f"samples take at least 1 text of at least 2 tokens; got {n} of {length}")
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and length > room:
+        raise ReadingError(f"samples of {length} tokens were asked for; {model.name} has {room} positions")
     bos = _bos(model)
     cached: list[bool] = []
 

@@ -386,11 +386,12 @@ def load_tuned(path: str | os.PathLike[str], model: Model) -> TunedLens:
 
     try:
         with safe_open(path, framework="np") as file:
-            header = json.loads((file.metadata() or {}).get("caseback", "{}")).get("data") or {}
+            head = json.loads((file.metadata() or {}).get("caseback", "{}"))
+            header = head.get("data") if isinstance(head, dict) else None
             found = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ReadingError(f"{os.fspath(path)} is not a whole safetensors file: {error}") from error
-    tuned = unpack(Checkpoint(found, header), os.fspath(path), model)
+    tuned = unpack(Checkpoint(found, header if isinstance(header, dict) else {}), os.fspath(path), model)
     _belongs(tuned, model, f"the translators in {os.fspath(path)}")
     return tuned
 
@@ -402,6 +403,21 @@ def unpack(packed: Checkpoint, name: str, model: Model) -> TunedLens:
         raise ReadingError(f"{name} was written by another version of caseback ({header['format']}); train it anew")
     if header.get("format") != FORMAT:
         raise ReadingError(f"{name} is no tuned lens of ours: its header does not say {FORMAT!r}")
+    try:
+        tuned = _unpacked(header, found, model)
+    except (KeyError, TypeError, ValueError, ReadingError) as error:
+        raise ReadingError(
+            f"{name} is a tuned lens with a part that is missing or of another kind ({error})"
+        ) from error
+    shape = (len(tuned.sites), model.d_model, model.d_model)
+    if tuned.weight.shape != shape or tuned.bias.shape != shape[:2]:
+        raise ReadingError(
+            f"{name} has translators of {tuple(tuned.weight.shape)}; {len(tuned.sites)} sites of {model.name} take {shape}"
+        )
+    return tuned
+
+
+def _unpacked(header: Mapping[str, Any], found: Mapping[str, np.ndarray], model: Model) -> TunedLens:
     return TunedLens(
         sites=tuple(header["sites"]),
         weight=torch.from_numpy(np.array(found["weight"])).to(model.device),

@@ -47,6 +47,8 @@ class AuditConfig(LookingConfig):
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= 10_000:
             raise CasebackError(f"an audit takes more than 0 and at most 10,000 minutes, not {self.minutes:g}")
+        if self.twin:
+            raise CasebackError("an audit looks at the model itself; each of its methods has a twin of its own")
 
     @property
     def label(self) -> str:
@@ -113,43 +115,51 @@ def choose(sizes: Sequence[Size], *, prompt: float, left: float, share: float) -
 
 
 def audit(config: AuditConfig, model: Model, run: RunFolder, progress: Progress) -> Finding:
-    """Identities, tasks, then every examination that fits; each a stage."""
-    began = time.perf_counter()
-    identities = run.stage("identities", lambda: _identities(config, model)).data["rows"]
+    """Identities, tasks, then for every examination its size and its run; each a stage, so that a stopped audit goes on with
+    the sizes it chose and the time that was left."""
+    identities = run.stage("identities", lambda: _identities(config, model)).data
     asked = run.stage("tasks", lambda: _tasks(config, model, progress)).data
     known = Known(config=config, model=model, accuracy={row[0]: row[1][0] for row in asked["rows"] if row[1]})
     parts = sorted((registry.get("audit", name) for name in registry.names("audit")), key=lambda part: part.order)
     wishes = [(part.weight, wish) for part in parts for wish in part.wishes(known)]
     study = Study(run.study)
-    left = 60 * config.minutes - (time.perf_counter() - began)
+    left = 60 * config.minutes - identities["seconds"] - asked["seconds"]
     done: list[dict[str, Any]] = []
     for i, (weight, wish) in enumerate(wishes):
         share = left * weight / sum(weight for weight, _ in wishes[i:])
 
-        def examined(wish: Wish = wish, left: float = left, share: float = share) -> Checkpoint:
+        def sized(wish: Wish = wish, left: float = left, share: float = share) -> Checkpoint:
             size = _there(study, config, model, wish, progress)
-            size = size or choose(wish.sizes, prompt=asked["prompt"], left=left, share=share)
+            chosen = choose(wish.sizes, prompt=asked["prompt"], left=left, share=share) if size is None else size
+            why = chosen if isinstance(chosen, str) else ""
+            return Checkpoint(data={"place": None if why else list(wish.sizes).index(chosen), "why": why})  # type: ignore[arg-type]
+
+        size = run.stage(f"size-{i}", sized).data
+
+        def examined(wish: Wish = wish, size: Mapping[str, Any] = size) -> Checkpoint:
             return Checkpoint(data=_examined(study, config, model, wish, size, progress))
 
         done.append(dict(run.stage(f"study-{i}", examined).data))
         left -= done[-1]["seconds"]
         progress("examinations", i + 1, len(wishes))
-    return _finding(model, identities, asked["rows"], done)
+    return _finding(model, identities["rows"], asked["rows"], done)
 
 
 def _identities(config: AuditConfig, model: Model) -> Checkpoint:
+    begin = time.perf_counter()
     report = check(model, seed=config.seed)
     rows = [
         ["-" if one.skipped else "ok" if one.passed else "FAIL", one.name, one.error, one.skipped or one.equation]
         for one in report.identities
     ]
-    return Checkpoint(data={"rows": rows})
+    return Checkpoint(data={"rows": rows, "seconds": time.perf_counter() - begin})
 
 
 def _tasks(config: AuditConfig, model: Model, progress: Progress) -> Checkpoint:
     """Accuracy on every task, and the seconds a prompt takes."""
     rows: list[list[Any]] = []
     seconds = prompts = 0.0
+    began = time.perf_counter()
     for i, name in enumerate(library.names()):
         progress("tasks", i, len(library.names()))
         try:
@@ -164,7 +174,7 @@ def _tasks(config: AuditConfig, model: Model, progress: Progress) -> Checkpoint:
         rows.append([name, cell(told), f"{answered.fit} pairs"])
     if not prompts:
         raise CasebackError(f"none of the tasks can be asked of {model.name}: {rows[0][2]}")
-    return Checkpoint(data={"rows": rows, "prompt": seconds / prompts})
+    return Checkpoint(data={"rows": rows, "prompt": seconds / prompts, "seconds": time.perf_counter() - began})
 
 
 def _config(config: AuditConfig, wish: Wish, size: Size) -> Any:
@@ -186,15 +196,17 @@ def _there(study: Study, config: AuditConfig, model: Model, wish: Wish, progress
 
 
 def _examined(
-    study: Study, config: AuditConfig, model: Model, wish: Wish, size: Size | str, progress: Progress
+    study: Study, config: AuditConfig, model: Model, wish: Wish, size: Mapping[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """What came of one examination: its run and claim, or why there is none."""
     told = {"question": wish.question, "method": wish.method, "run": None, "claim": "", "why": "", "seconds": 0.0}
-    if isinstance(size, str):
-        return told | {"why": size}
+    if size["place"] is None:
+        return told | {"why": size["why"]}
     begin = time.perf_counter()
     try:
-        record = study.ask(wish.method, _config(config, wish, size), model=model, progress=progress)
+        record = study.ask(
+            wish.method, _config(config, wish, wish.sizes[size["place"]]), model=model, progress=progress
+        )
         told |= {"run": record.id, "claim": _claim(record)}
     except CasebackError as error:
         told["why"] = str(error)

@@ -52,9 +52,7 @@ def _direct(known: Known) -> Sequence[Wish]:
 
 def _circuits(known: Known) -> Sequence[Wish]:
     def size(task: str, n: int, points: int, **more: Any) -> Size:
-        return Size(
-            40.0 * n, {"task": task, "n": n, "discover": DiscoverConfig(points=points, seed=known.config.seed, **more)}
-        )
+        return Size(40.0 * n, {"task": task, "n": n, "discover": DiscoverConfig(points=points, **more)})
 
     few = {"patched": 5, "patch_pairs": 4, "control_pairs": 6, "minimal": 5, "draws": 1}
     return [
@@ -71,7 +69,7 @@ def _relations(known: Known) -> Sequence[Wish]:
     from caseback.relations.judge import JudgeConfig
 
     def size(relation: str, cost: float, pairs: int) -> Size:
-        return Size(cost, {"relation": relation, "judge": JudgeConfig(pairs=pairs, seed=known.config.seed)})
+        return Size(cost, {"relation": relation, "judge": JudgeConfig(pairs=pairs)})
 
     return [
         Wish(

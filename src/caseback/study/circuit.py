@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from caseback.circuits.describe import describe
@@ -39,6 +39,10 @@ class CircuitConfig:
     schema: str | None = None
     """A schema file whose spans replace the task's; "none" ignores positions, "tokens" makes every token position a span."""
     discover: DiscoverConfig = field(default_factory=DiscoverConfig)
+    """Its seed is that of the run."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "discover", replace(self.discover, seed=self.seed))
 
     def load_model(self, progress: Progress) -> Model:
         return load(self.model, dtype=self.dtype, device=self.device, progress=progress)

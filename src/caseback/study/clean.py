@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from caseback.core.errors import StudyError
 from caseback.study.files import cannot_write
@@ -38,7 +39,7 @@ def find_waste(study: Study, *, unfinished: bool = False, superseded: bool = Fal
     for run in reversed(study.ids()):
         with suppress(StudyError):
             records.append(Record.open(study.path / "runs" / run))
-    cited = json.dumps([record.spec.params for record in records])
+    cited = "".join(map(_told, records))
     newest: set[str] = set()
     for record in records:
         status = record.status
@@ -50,6 +51,14 @@ def find_waste(study: Study, *, unfinished: bool = False, superseded: bool = Fal
         elif status in ("failed", "interrupted", "unfinished") and unfinished:
             found.append(_waste(record.path, f"never finished ({status})"))
     return tuple(found)
+
+
+def _told(record: Record) -> str:
+    """All a run asked and found, as text: what it cites is in it."""
+    told: list[Any] = [record.spec.params]
+    if record.status == "finished":
+        told.append({**record.result["table"], "run": None})
+    return json.dumps(told)
 
 
 def remove(study: Study, waste: Iterable[Waste]) -> int:

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from caseback.core import registry
 from caseback.core.errors import StudyError
 from caseback.evidence import Interval, difference_interval
+from caseback.study.spec import flat
 from caseback.study.store import Record
 
-__all__ = ["Change", "Comparison", "Paired", "compare"]
+__all__ = ["Change", "Comparison", "Paired", "compare", "of_circuit", "of_relation"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,31 +65,17 @@ def compare(a: Record, b: Record) -> Comparison:
         raise StudyError(
             f"{a.id} is a {a.spec.method} run and {b.id} a {b.spec.method} run; only runs of one method are compared"
         )
-    results = [flat(dict(record.result["table"])) for record in (a, b)]
+    results = [flat(record.result["table"], lists=True) for record in (a, b)]
     numbers = [{k: v for k, v in one.items() if v is None or isinstance(v, int | float)} for one in results]
     paired, note = _paired(a, b)
     return Comparison(
         a=a.id,
         b=b.id,
-        asked=_changes(*(flat(_asked(record)) for record in (a, b))),
+        asked=_changes(*(flat(_asked(record), lists=True) for record in (a, b))),
         found=_changes(*numbers),
         paired=paired,
         note=note,
     )
-
-
-def flat(values: Any, above: str = "") -> dict[str, Any]:
-    """{"a": {"b": [1, 2]}} → {"a.b.0": 1, "a.b.1": 2}."""
-    if isinstance(values, Mapping):
-        parts = values.items()
-    elif isinstance(values, list | tuple):
-        parts = dict(enumerate(values)).items()
-    else:
-        return {above: values}
-    found: dict[str, Any] = {}
-    for name, value in parts:
-        found |= flat(value, f"{above}.{name}" if above else str(name))
-    return found
 
 
 def _asked(record: Record) -> dict[str, Any]:
@@ -119,13 +106,15 @@ def _paired(a: Record, b: Record) -> tuple[dict[str, Interval], str]:
 # --- scores of every example, by method ------------------------------------------------------------------------------
 
 
-def of_circuit(record: Record) -> dict[str, Paired]:
-    """Of the chosen circuit on every held-out pair."""
-    arrays = record.stage("evaluate").arrays
+def of_circuit(record: Any) -> dict[str, Paired]:
+    """Of the chosen circuit on every held-out pair, known by its place among all pairs: two models drop different ones."""
+    arrays, asked = record.stage("evaluate").arrays, record.stage("check").arrays
+    if "held_out" not in asked:
+        return {}  # of a caseback that did not note the places
     chosen = list(record.table["sizes"]).index(record.details["chosen"]["edges"])
-    keys = [f"{record.spec.data} {i}" for i in range(len(arrays["full"]))]
-    names = {"metric": "metric of the chosen circuit", "agreement": "agreement with the model", "kl": "KL to the model"}
-    return {name: Paired(keys=keys, values=arrays[array][chosen]) for array, name in names.items()}
+    keys = [f"{record.spec.data} {row}" for row in asked["held_out"]]
+    names = {"metric of the chosen circuit": "metric", "agreement with the model": "agreement", "KL to the model": "kl"}
+    return {name: Paired(keys=keys, values=arrays[array][chosen]) for name, array in names.items()}
 
 
 def of_relation(record: Record) -> dict[str, Paired]:

@@ -14,7 +14,7 @@ from caseback.model.model import Model
 from caseback.relations.cross import cross_evaluate
 from caseback.relations.library import resolve
 from caseback.study.finding import Finding, Looking, heat, sheet
-from caseback.study.judged import UsesConfig, judged
+from caseback.study.judged import UsesConfig, judged, refuse_twin
 from caseback.study.resume import RunFolder
 
 __all__ = ["CROSS", "CrossConfig", "cross"]
@@ -28,6 +28,8 @@ class CrossConfig(UsesConfig):
     """Library relations' names, or files; at least two."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_twin(self)
         if len(set(self.relations)) < 2:
             raise RelationError("a cross-evaluation needs at least two different relations")
 

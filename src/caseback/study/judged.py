@@ -35,7 +35,7 @@ from caseback.study.resume import RunFolder
 from caseback.study.spec import plain
 from caseback.study.store import Study
 
-__all__ = ["Judged", "UsesConfig", "cite", "judged", "known"]
+__all__ = ["Judged", "UsesConfig", "cite", "judged", "known", "refuse_twin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,10 @@ class UsesConfig(LookingConfig):
     judged: tuple[str, ...] = ()
     """Ids of the relation runs whose operators are used, one a relation; none yet where they are still to be judged."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """How they are judged then."""
+    """How they are judged then; its seed is that of the run."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "judge", replace(self.judge, seed=self.seed))
 
     @property
     def relations_used(self) -> tuple[str, ...]:
@@ -132,6 +135,15 @@ def known(model: Model, relation: Relation, judge: JudgeConfig, progress: Progre
     examples = [] if judge.zero_shot else training
     found = observe(model, rest, template_of(relation, judge), examples, progress=progress)
     return found[np.flatnonzero(found.known)] if judge.known else found
+
+
+def refuse_twin(config: UsesConfig) -> None:
+    """Raise RelationError where a use that needs knowledge is asked of a twin."""
+    if config.twin:
+        raise RelationError(
+            "a model with random weights knows nothing, so there is nothing here to look for in it; the control is "
+            "the operator's own random twin, which is always measured"
+        )
 
 
 Config = TypeVar("Config", bound=UsesConfig)

@@ -8,10 +8,12 @@ whole, under its own id, or not at all.
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 from caseback.core import registry
@@ -28,6 +30,7 @@ FILES = 10_000
 _NAME = re.compile(r"(spec|environment|result)\.json|events\.jsonl|arrays/[a-z0-9][a-z0-9._-]{0,63}\.safetensors")
 _ID = re.compile(r"\d{8}-\d{6}-[a-z0-9-]{1,24}-[a-z0-9-]{1,24}-[0-9a-f]{4}")
 _CHUNK = 1 << 20
+_BROKEN = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError)
 
 
 def export_run(record: Record, path: Path) -> Path:
@@ -80,7 +83,7 @@ def import_run(study: Study, path: Path, *, largest: int = LARGEST) -> Record:
                     shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise StudyError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except (*_BROKEN, NotImplementedError, EOFError, RuntimeError) as error:
         raise StudyError(f"{path} is no run: it is not a whole zip file ({error})") from error
     return Record.open(target)
 
@@ -131,9 +134,12 @@ def _verified(draft: Path, path: Path) -> Record:
         if damage := found.damage():
             raise StudyError(damage[0])
         _ = found.environment
+        numbers = found.table["seconds"], found.table["peak_memory_mb"]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise StudyError("what it cost is no number")
         for part in draft.glob("arrays/*.safetensors"):
             read_checkpoint(part, owner=found.spec.digest)
-    except CasebackError as error:
+    except (CasebackError, LookupError, TypeError, ValueError) as error:
         raise StudyError(f"{path} is no whole run: {str(error).replace(f'{draft}/', '')}") from error
     return found
 
@@ -144,7 +150,15 @@ def _draw(study: Study, found: Record, path: Path) -> None:
         return
     try:
         write(found.path / "report.html", study.report(found).encode(errors="replace"))
-    except (CasebackError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (
+        CasebackError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise StudyError(f"{path} holds a run whose page cannot be drawn ({type(error).__name__}: {error})") from error
 
 

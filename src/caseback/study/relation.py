@@ -11,7 +11,7 @@ import numpy as np
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
 from caseback.core.stages import Checkpoint, Stages
-from caseback.evidence import Interval, grouped_mean_interval, mean_interval, proportion_interval
+from caseback.evidence import Interval, crossed_mean_interval, grouped_mean_interval, mean_interval, proportion_interval
 from caseback.model.model import Model
 from caseback.relations import causal
 from caseback.relations.judge import JudgeConfig, Split, drawn, judge_split, pooled, template_of
@@ -31,6 +31,10 @@ class RelationConfig(LookingConfig):
     splits: int = 1
     """Draws of training samples; the whole study is done for each."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Its seed is that of the run."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "judge", replace(self.judge, seed=self.seed))
 
     @property
     def judged(self) -> JudgeConfig:
@@ -115,7 +119,7 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
         "and rank. The layer, β and rank shown are those chosen with all.",
         "Strict: the operator's answer is the model's. "
         + (WHOLE if whole else "Prefix: the operator's likeliest token begins the object."),
-        "Intervals: Wilson's over samples, at 95 %; of several splits a bootstrap.",
+        "Intervals: Wilson's over samples, at 95 %; of several splits a bootstrap that draws splits and samples.",
         f"The model knows {n_known} of {n_asked} samples that were asked; "
         + (
             "only these count."
@@ -183,7 +187,7 @@ def means(records: Sequence[Record]) -> Means:
             intervals[key] = grouped_mean_interval([pooled(_splits(record), name) for record in counted])
         elif counted:
             intervals[key] = mean_interval(np.array([record.table[key] for record in counted]))
-    over = "relations and their samples over splits" if several else "relations"
+    over = "relations and their samples, each its mean over the splits" if several else "relations"
     return Means(intervals=intervals, over=over)
 
 
@@ -197,11 +201,14 @@ def _split(saved: Any) -> Split:
 
 
 def _interval(splits: Sequence[Split], name: str) -> Interval:
-    """Wilson's interval of a share; of several splits' means, a bootstrap over samples."""
-    values = pooled(splits, name)
+    """Wilson's interval of a share; of several splits, a bootstrap that draws splits and samples."""
     if len(splits) == 1:
+        values = pooled(splits, name)
         return proportion_interval(round(float(values.sum())), len(values))
-    return mean_interval(values)
+    table = np.full((len(splits), 1 + max(int(split.sample.max()) for split in splits)), np.nan)
+    for row, split in zip(table, splits, strict=True):
+        row[split.sample] = split.arrays[name]
+    return crossed_mean_interval(table)
 
 
 def _range(found: Interval) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from caseback.study.resume import RunFolder
     from caseback.study.store import Study
 
-__all__ = ["Asked", "Method", "Spec", "plain"]
+__all__ = ["Asked", "Method", "Spec", "flat", "plain"]
 
 
 @runtime_checkable
@@ -131,6 +131,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} {value!r} has no place in a record; use numbers, text, lists and mappings")
+
+
+def flat(values: Any, above: str = "", *, lists: bool = False) -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}; with `lists` also {"a": [1]} → {"a.0": 1}."""
+    if isinstance(values, Mapping):
+        parts = values
+    elif lists and isinstance(values, (list, tuple)):
+        parts = dict(enumerate(values))
+    else:
+        return {above: values}
+    found: dict[str, Any] = {}
+    for name, value in parts.items():
+        found |= flat(value, f"{above}.{name}" if above else str(name), lists=lists)
+    return found
 
 
 def _typed(kind: Any, value: Any) -> Any:

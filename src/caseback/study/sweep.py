@@ -34,6 +34,7 @@ from caseback.core.errors import CasebackError, StudyError
 from caseback.core.progress import Progress, silent
 from caseback.study.asked import config_of
 from caseback.study.resume import Busy
+from caseback.study.spec import flat
 from caseback.study.store import Study
 
 __all__ = ["Cell", "Executor", "Outcome", "carry_out", "read_sweep", "sweep"]
@@ -73,10 +74,11 @@ def read_sweep(path: Path) -> tuple[Cell, ...]:
         body = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StudyError(f"{path} cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StudyError(f"{path} is not TOML ({error})") from error
     runs = body.get("run")
-    if not isinstance(runs, list) or not runs or body.keys() - {"run"}:
+    whole = isinstance(runs, list) and runs and all(isinstance(run, dict) for run in runs)
+    if not isinstance(runs, list) or not whole or body.keys() - {"run"}:
         raise StudyError(f"{path} holds {', '.join(body) or 'nothing'}; a sweep is one or more tables [[run]]")
     cells: list[Cell] = []
     for number, run in enumerate(runs):
@@ -120,13 +122,6 @@ def _put(settings: dict[str, Any], name: str, value: Any, where: str) -> None:
     if last in settings:
         raise StudyError(f"{where}: {name!r} stands both in [run] and in [run.each]")
     settings[last] = value
-
-
-def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return found
 
 
 # --- one cell --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The tables of a run, for other tools: CSV, JSON Lines, and frames of pandas or polars where they are installed.
 
-A run has the lists of its result that are parallel (`result`, or `result-2` … where lists of several lengths stand in
-it) and the tables its page shows, named by their section's title. A number with an interval becomes three columns,
+A run whose page is made of sections has their tables, named by the section's title. Any other has the lists of its result,
+those of one length side by side (`result`, `result-2` …). A number with an interval becomes three columns,
 `name`, `name low` and `name high`.
 """
 
@@ -38,15 +38,16 @@ class Table:
 
 def tables(record: Record) -> dict[str, Table]:
     """All tables of a finished run, by name; StudyError where the run is not finished or damaged."""
-    groups: dict[int, dict[str, tuple[Any, ...]]] = {}
-    for name, value in record.table.items():
-        if isinstance(value, list) and value and not any(isinstance(item, list | dict) for item in value):
-            groups.setdefault(len(value), {})[name] = tuple(value)
-    found = [Table(name="result", columns=columns) for columns in groups.values()]
-    if "view" in record.saved():
-        for section in record.stage("view").data.get("sections") or ():
-            if section.get("table"):
-                found.append(Table(name=section["title"], columns=_columns(section["table"])))
+    view = record.stage("view").data if "view" in record.saved() else {}
+    if "sections" in view:
+        shown = [section for section in view["sections"] if section.get("table")]
+        found = [Table(name=section["title"], columns=_columns(section["table"])) for section in shown]
+    else:
+        groups: dict[int, dict[str, tuple[Any, ...]]] = {}
+        for name, value in record.table.items():
+            if isinstance(value, list) and value and not any(isinstance(item, list | dict) for item in value):
+                groups.setdefault(len(value), {})[name] = tuple(value)
+        found = [Table(name="result", columns=columns) for columns in groups.values()]
     named: dict[str, Table] = {}
     for table in found:
         name, again = table.name, 2

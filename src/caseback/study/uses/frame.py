@@ -13,7 +13,7 @@ from caseback.evidence import Interval
 from caseback.model.model import Model
 from caseback.relations import library
 from caseback.relations.cross import Operator
-from caseback.study.judged import Judged, UsesConfig, judged
+from caseback.study.judged import Judged, UsesConfig, judged, refuse_twin
 from caseback.study.resume import RunFolder
 
 __all__ = ["UseConfig", "flat", "operator_of", "tuples"]
@@ -29,11 +29,8 @@ class UseConfig(UsesConfig):
     """Of the operator; None: one between a third and two thirds of the model (`Judged.middle`)."""
 
     def __post_init__(self) -> None:
-        if self.twin:
-            raise RelationError(
-                "a model with random weights knows nothing, so there is nothing here to look for in it; the control is "
-                "the operator's own random twin, which is always measured"
-            )
+        super().__post_init__()
+        refuse_twin(self)
 
     @property
     def label(self) -> str:
@@ -65,10 +62,14 @@ def operator_of(
     else:
         said = (
             f"The operator is of layer {layer}, the most faithful between a third and two thirds of the model "
-            f"({by_layer[layer]:.0%}), chosen with the same samples; the relation was judged best at layer {best} "
+            f"({by_layer[layer]:.0%}); the relation was judged best at layer {best} "
             f"({by_layer[best]:.0%})."
         )
-    notes = [f"The relation was judged in the run {source.run}. {said}"]
+    notes = [
+        f"The relation was judged in the run {source.run}. {said}",
+        "Layer, β and the rank of edits were chosen with the samples that are tested here, by how well the relation's own "
+        "answer is read and written, not by what is measured here; they flatter all of it a little.",
+    ]
     return source, source.at(layer, model, run, progress), notes
 
 
