@@ -170,7 +170,7 @@ def _served(folder: Path) -> Iterator[Any]:
         link.close()
         server.should_exit = True
         thread.join()
-        app.state.casebook.prompts.close()
+        app.prompts.close()
 
 
 def _invent(study: Path, n: int) -> None:

@@ -74,11 +74,11 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
     thread.start()
     yield App(study, f"http://localhost:{port}", place)
-    made.state.casebook.closing.set()
+    made.closing.set()
     server.should_exit = True
     thread.join(10)
-    made.state.casebook.prompts.close()
-    reap(made.state.casebook.jobs)
+    made.prompts.close()
+    reap(made.jobs)
 
 
 @pytest.fixture

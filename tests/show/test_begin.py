@@ -116,7 +116,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     app = application(Study(tmp_path / "casebook"), token=TOKEN, port=1)
     with TestClient(app, base_url="http://127.0.0.1:1", headers={"x-caseback-token": TOKEN}) as client:
         yield client
-    reap(app.state.casebook.jobs)
+    reap(app.jobs)
 
 
 def reap(jobs: Jobs) -> None:

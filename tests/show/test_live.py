@@ -115,12 +115,17 @@ def test_a_model_is_loaded_once(tmp_path: Path) -> None:
         ({"text": " ".join(["is"] * 200)}, "here 128 are read"),
         ({"text": "\ud800"}, "no UTF-8"),
         ({"token": 99}, "there is no token 99"),
-        ({"head": "99.0"}, "there is no head 99.0"),
-        ({"head": "x"}, "LAYER.HEAD"),
     ],
 )
 def test_what_cannot_be_read_is_said(live: Live, asked: dict[str, Any], said: str) -> None:
     assert said in read(live, **asked)["error"]["error"]
+
+
+@pytest.mark.parametrize(("head", "why"), [("99.0", "there is no head 99.0"), ("x", "LAYER.HEAD")])
+def test_a_part_that_cannot_be_is_said_and_the_others_come(live: Live, head: str, why: str) -> None:
+    said = read(live, head=head)
+    assert why in said["attention"]["error"]
+    assert list(said) == ["model", *PARTS] and said["lens"]["sites"]
 
 
 @pytest.mark.parametrize(

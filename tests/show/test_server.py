@@ -236,6 +236,17 @@ def test_a_damaged_run_is_listed_and_refused(tmp_path: Path) -> None:
     assert "damaged" in client.get(f"/api/runs/{run.id}").json()["error"]
 
 
+def test_a_folder_of_a_hostile_name_is_listed_and_refused(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    (tmp_path / "runs" / "<img src=x onerror=alert(1)>").mkdir(parents=True)
+    client = TestClient(
+        application(study, token=TOKEN, port=PORT), base_url=f"http://{HOST}", headers={"x-caseback-token": TOKEN}
+    )
+    [row] = ok(client.get("/api/runs"))["rows"]
+    assert row["id"] == "<img src=x onerror=alert(1)>" and row["status"] == "damaged"
+    assert client.get("/api/runs/%3Cimg%20src=x%20onerror=alert(1)%3E").status_code == 400
+
+
 def test_the_events_of_a_finished_run_come_and_end(client: TestClient, study: Study) -> None:
     with client.stream("GET", f"/api/runs/{study.ids()[0]}/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")

@@ -26,7 +26,7 @@ def view(
     """Show the casebook in a browser: runs, comparisons, a prompt to look into, studies to start. Ctrl-C ends it."""
     if study is not None and not study.is_dir():
         raise StudyError(f"there is no study folder {study}; `caseback runs` lists the runs of one")
-    # Before torch is imported: threads that wait spin, and with a study running beside the prompt box that costs tenfold.
+    # Before torch is imported: threads that wait spin, and beside a running study the prompt box would wait many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from caseback.show.server import serve
     from caseback.study import Study

@@ -139,7 +139,8 @@ class Live:
         self._kept: OrderedDict[str, _Read] = OrderedDict()
 
     async def read(self, look: Look) -> AsyncIterator[dict[str, Any]]:
-        """The parts as they are computed, each with its milliseconds; an `error` or `stale` ends them."""
+        """The parts as they are computed, each with its milliseconds or, where this model or prompt has no such part, its
+        `error`; a part named error or stale ends them."""
         self._count += 1
         ticket = self._count
         self._latest[look.client] = ticket
@@ -154,7 +155,12 @@ class Live:
         loop = asyncio.get_running_loop()
         try:
             for part in ("model", *look.parts):
-                yield await loop.run_in_executor(self._one, partial(self._timed, part, look, check))
+                try:
+                    yield await loop.run_in_executor(self._one, partial(self._timed, part, look, check))
+                except CasebackError as error:
+                    if part in ("model", "tokens"):
+                        raise  # nothing can be read
+                    yield {"part": part, "error": str(error), "ms": 0.0}
         except Stale:
             yield {"part": "stale"}
         except CasebackError as error:

@@ -33,6 +33,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from caseback.core.errors import CasebackError, StudyError
 from caseback.model.load import load
@@ -45,7 +46,7 @@ from caseback.show.jobs import Jobs
 from caseback.show.live import Live, known_models, look_of
 from caseback.study import Study
 
-__all__ = ["DEFAULT_PORT", "application", "serve"]
+__all__ = ["DEFAULT_PORT", "Application", "application", "serve"]
 
 DEFAULT_PORT = 8765
 PAUSE = 0.5
@@ -298,18 +299,33 @@ async def _defect(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
 
 
-def application(study: Study, *, token: str, port: int, load: Load = load) -> Starlette:
+def application(study: Study, *, token: str, port: int, load: Load = load) -> Application:
     """The ASGI application for one study; answers to 127.0.0.1 and localhost on that port, with that token. `load` gives
     the prompt box its models."""
     app = _App(study, load)
-    shell = Starlette(
+    inner = Starlette(
         routes=app.routes(),
         exception_handlers={HTTPException: _refused, CasebackError: _refused, OSError: _defect, Exception: _defect},
     )
     hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
-    shell.add_middleware(Guard, hosts=hosts, token=token, csp=policy(_shell()[1]))
-    shell.state.casebook = app
-    return shell
+    return Application(Guard(inner, hosts=hosts, token=token, csp=policy(_shell()[1])), app)
+
+
+class Application:
+    """The gate with everything behind it, so that an answer to a defect of ours is sealed as well."""
+
+    def __init__(self, gate: Guard, app: _App) -> None:
+        self._gate = gate
+        self.prompts, self.jobs, self.closing = app.prompts, app.jobs, app.closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._gate(scope, receive, send)
+
+    def close(self) -> int:
+        """Drop what the prompt box still computes; how many studies begun from the page go on by themselves."""
+        self.closing.set()
+        self.prompts.close()
+        return self.jobs.close()
 
 
 class _Server(uvicorn.Server):
@@ -338,12 +354,12 @@ def serve(study: Study, *, port: int | None = None, browser: bool = True, say: C
     number = listening.getsockname()[1]
     token = secrets.token_urlsafe(24)
     address = f"http://127.0.0.1:{number}/#token={token}"
-    shell = application(study, token=token, port=number)
+    app = application(study, token=token, port=number)
     config = uvicorn.Config(
-        shell, log_level="critical", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=2
+        app, log_level="critical", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=2
     )
     server = _Server(config)
-    server.closing = shell.state.casebook.closing
+    server.closing = app.closing
 
     def ready() -> None:
         say(address)
@@ -358,8 +374,7 @@ def serve(study: Study, *, port: int | None = None, browser: bool = True, say: C
         pass
     finally:
         listening.close()
-        shell.state.casebook.prompts.close()
-    return int(shell.state.casebook.jobs.close())
+    return app.close()
 
 
 def _listen(port: int | None) -> socket.socket:

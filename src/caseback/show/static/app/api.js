@@ -50,11 +50,15 @@ export async function lines(path, body, line, signal) {
 }
 
 // Server-sent events: calls `on[name](data)`; begins again when the stream breaks off, until `on` answers true or the
-// server refuses.
+// server refuses. A page that is not seen follows nothing: browsers open few connections to one server.
 export async function follow(path, on, { broken = () => {} } = {}) {
   for (let wait = 1; ; wait = Math.min(2 * wait, 15)) {
+    await seen();
+    const leaving = new AbortController();
+    const leave = () => document.hidden && leaving.abort();
+    document.addEventListener("visibilitychange", leave);
     try {
-      const answer = await reach(path);
+      const answer = await reach(path, { signal: leaving.signal });
       broken(null);
       for await (const block of split(answer.body, "\n\n")) {
         const name = /^event: (.*)$/m.exec(block)?.[1];
@@ -63,12 +67,26 @@ export async function follow(path, on, { broken = () => {} } = {}) {
         if (on[name]?.(JSON.parse(/^data: (.*)$/m.exec(block)[1]))) return;
       }
     } catch (error) {
+      if (leaving.signal.aborted) continue;
       broken(error);
       if (error instanceof Refused && error.status >= 400 && error.status !== 503) return;
+    } finally {
+      document.removeEventListener("visibilitychange", leave);
     }
     await new Promise((done) => setTimeout(done, 1000 * wait));
   }
 }
+
+// When the page is before somebody's eyes.
+const seen = () => new Promise((done) => {
+  const look = () => {
+    if (document.hidden) return;
+    document.removeEventListener("visibilitychange", look);
+    done();
+  };
+  document.addEventListener("visibilitychange", look);
+  look();
+});
 
 async function* split(stream, mark) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();

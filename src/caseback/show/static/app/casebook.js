@@ -22,11 +22,12 @@ export function page(root) {
     oninput: () => state.set({ words: search.value, page: "1" }) });
   const found = el("p", { class: "found soft", role: "status" });
   const now = el("section", { class: "now", hidden: true, "aria-label": "Running now" });
+  const away = el("div");
   const side = el("aside", { class: "facets" });
   const list = el("div", { class: "list" });
   const bar = el("div", { class: "compare-bar", hidden: true });
   put(root, el("h1", { class: "unseen" }, "Casebook"),
-    el("div", { class: "search" }, el("div", { class: "field" }, search, el("kbd", {}, "/")), found), now,
+    el("div", { class: "search" }, el("div", { class: "field" }, search, el("kbd", {}, "/")), found), away, now,
     el("div", { class: "casebook" }, side, el("div", {}, list)), bar);
 
   let running = new Map();
@@ -163,5 +164,5 @@ export function page(root) {
       if (stamp !== null && stamp !== told.stamp) load();
       stamp = told.stamp;
     },
-  });
+  }, { broken: (error) => put(away, error && problem(error)) });
 }

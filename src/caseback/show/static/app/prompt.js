@@ -11,7 +11,7 @@ import { hashState } from "caseback/state";
 const PAUSE = 250; // after the last key, ms
 const EXAMPLES = ["The capital of Japan is the city of", "When Mary and John went to the store, John gave a drink to", "The opposite of hot is"];
 const METHODS = { occlusion: "occlusion", gradient: "gradient × input", integrated: "integrated gradients" };
-const NAMES = { model: "model", tokens: "tokens", next: "next", attention: "attention", inputs: "inputs", lens: "lens" };
+const PARTS = ["tokens", "next", "attention", "inputs", "lens"]; // the order they are computed in
 const client = [...crypto.getRandomValues(new Uint32Array(4))].map((n) => n.toString(36)).join("");
 
 export function page(root) {
@@ -23,7 +23,7 @@ export function page(root) {
     look: (text) => text === "taken" || text === "attention",
   });
   const input = el("textarea", { id: "prompt", rows: "2", spellcheck: "false", autocomplete: "off", "aria-label": "Prompt",
-    placeholder: "Type a prompt", oninput: () => state.set({ text: input.value, token: "", head: "" }) });
+    placeholder: "Type a prompt", oninput: () => state.set({ text: input.value, token: "" }) });
   const models = el("span");
   const took = el("p", { class: "took", role: "status" });
   const places = Object.fromEntries(["next", "inputs", "attention", "lens"].map((name) => [name, el("section", { id: name })]));
@@ -36,9 +36,11 @@ export function page(root) {
   let seen = {};
   let asking = null;
   let timer = 0;
+  const owed = new Set(); // parts asked for that have not come: an answer that was broken off owes them still
 
-  async function load(parts) {
+  async function load(wanted) {
     asking?.abort();
+    for (const part of wanted) owed.add(part);
     const { text, token, head, method, model } = state.get();
     if (!text) return greet();
     const mine = (asking = new AbortController());
@@ -46,15 +48,18 @@ export function page(root) {
     reading.classList.add("stale");
     put(took, seen.model ? "reading …" : "loading the model …");
     const times = [];
+    const parts = PARTS.filter((part) => owed.has(part));
     try {
       const body = { text, client, parts, method, token: token === "" ? -1 : Number(token), head: head || null, model: model || null };
       await lines("/api/prompt", body, (told) => {
         if (mine !== asking || told.part === "stale") return;
         if (told.part === "error") throw new Error(told.error);
+        owed.delete(told.part);
+        if (told.part === "tokens") seen = { model: seen.model };
         seen[told.part] = told;
-        if (told.part === "tokens") seen = { model: seen.model, tokens: told, ...(parts.length < 5 ? seen : {}) };
-        times.push(`${NAMES[told.part]} ${told.ms >= 1000 ? `${fixed(told.ms / 1000, 1)} s` : `${Math.round(told.ms)} ms`}`);
-        put(took, `${seen.model?.name ?? ""} · ${times.filter((_, i) => i > 0 || told.ms > 20).join(" · ")}`);
+        if (told.part !== "tokens" && (told.part !== "model" || told.ms > 20))
+          times.push(`${told.part} ${told.ms >= 1000 ? `${fixed(told.ms / 1000, 1)} s` : `${Math.round(told.ms)} ms`}`);
+        put(took, [seen.model?.name, ...times].filter(Boolean).join(" · "));
         put(trouble);
         reading.classList.remove("stale");
         keepFocus(reading, draw);
@@ -70,7 +75,8 @@ export function page(root) {
   function greet() {
     put(took);
     seen = { model: seen.model };
-    for (const box of Object.values(places)) put(box);
+    places.lens.drawn = null;
+    for (const box of Object.values(places)) put(box).classList.remove("old");
     put(places.next, el("p", { class: "soft measure" }, "Raw text, as the model gets it. Or one of these:"),
       el("ul", { class: "choose" }, EXAMPLES.map((text) => el("li", {},
         el("button", { type: "button", class: "link", onclick: () => state.set({ text }) }, text)))));
@@ -79,16 +85,16 @@ export function page(root) {
   const choose = (i) => state.set({ token: String(i), head: state.get().head });
   const chosen = () => Math.min(Number(state.get().token || Infinity), seen.tokens.words.length - 1);
 
+  // Every part that is known is drawn; what is there of an earlier prompt or token stays, faded, until its own has come.
   function draw() {
     if (!seen.tokens) return;
     const { words } = seen.tokens;
     const at = chosen();
-    if (seen.next) put(places.next, nextSection(words, at));
-    else put(places.next, el("h2", {}, "What comes next"), strip(words, { values: words.map(() => null), chosen: at, choose, label: "Tokens" }));
-    put(places.inputs, seen.inputs && seen.inputs.token === at && inputsSection(words, at));
-    put(places.attention, seen.attention && attentionSection(words, at));
-    if (seen.lens && places.lens.drawn !== seen.lens) put(places.lens, lensSection(words));
-    else if (!seen.lens) put(places.lens);
+    const fits = { next: true, inputs: seen.inputs?.error || seen.inputs?.token === at, attention: true, lens: places.lens.drawn !== seen.lens };
+    for (const [name, section] of Object.entries({ next: nextSection, inputs: inputsSection, attention: attentionSection, lens: lensSection })) {
+      places[name].classList.toggle("old", !seen[name] || (name === "inputs" && !fits.inputs));
+      if (seen[name] && fits[name]) put(places[name], seen[name].error ? problem({ message: seen[name].error }) : section(words, at));
+    }
     places.lens.drawn = seen.lens;
   }
 
@@ -159,7 +165,7 @@ export function page(root) {
     if (input.value !== values.text) input.value = values.text;
     clearTimeout(timer);
     if (changed.has("text") || changed.has("model")) {
-      timer = setTimeout(() => load(["tokens", "next", "attention", "inputs", "lens"]), changed.size > 5 ? 0 : PAUSE);
+      timer = setTimeout(() => load(PARTS), changed.size > 5 ? 0 : PAUSE);
       return;
     }
     keepFocus(reading, draw);
