@@ -48,7 +48,8 @@ export function page(root) {
     const { total, of, rows, pages, page: at } = told;
     put(found, total === of ? `${count(of)} ${of === 1 ? "run" : "runs"}` : `${count(total)} of ${count(of)}`,
       el("span", { class: "path" }, el("bdi", {}, told.study)));
-    put(side, facets(told.facets, state));
+    const narrow = () => put(side, facets(told.facets, state, narrow));
+    narrow();
     const focused = document.activeElement?.closest?.("tr")?.dataset.run;
     put(list,
       rows.length ? tableOf(rows) : empty(of),

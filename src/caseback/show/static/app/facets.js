@@ -7,11 +7,11 @@ const NAMES = [["status", "Status"], ["method", "Method"], ["model", "Model"], [
 const MOST = 8;
 const open = new Set();
 
-export function facets(told, state) {
+export function facets(told, state, redraw) {
   const narrow = matchMedia("(max-width: 800px)").matches;
   const days = ["since", "until"].map((name) =>
     el("label", {}, name, el("input", { type: "date", value: state.get()[name], onchange: (event) => state.set({ [name]: event.target.value, page: "1" }) })));
-  const groups = NAMES.map(([key, title]) => group(key, title, told[key], state));
+  const groups = NAMES.map(([key, title]) => group(key, title, told[key], state, redraw));
   const chosen = NAMES.filter(([key]) => state.get()[key]).length + ["since", "until"].filter((key) => state.get()[key]).length;
   const box = el("details", { class: "narrow-down", open: !narrow || open.has("all"),
     ontoggle: () => (box.open ? open.add("all") : open.delete("all")) },
@@ -20,7 +20,7 @@ export function facets(told, state) {
   return box;
 }
 
-function group(key, title, values, state) {
+function group(key, title, values, state, redraw) {
   const wanted = state.get()[key];
   if (values.length < 2 && !wanted) return null;
   const shown = open.has(key) ? values : values.filter(([name], i) => i < MOST || name === wanted);
@@ -31,6 +31,5 @@ function group(key, title, values, state) {
     el("ul", {}, shown.map(([name, n]) =>
       el("li", {}, el("button", { type: "button", "aria-pressed": String(name === wanted), onclick: () => choose(name) },
         el("bdi", {}, name || "none"), el("small", {}, count(n)))))),
-    left > 0 && el("button", { type: "button", class: "more", onclick: () => { open.add(key); state.set({ page: state.get().page === "1" ? "2" : "1" }); state.set({ page: "1" }); } },
-      `${count(left)} more`));
+    left > 0 && el("button", { type: "button", class: "more", onclick: () => redraw(open.add(key)) }, `${count(left)} more`));
 }
