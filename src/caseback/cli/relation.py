@@ -109,17 +109,20 @@ def judge(
 ) -> None:
     """Estimate a relation's linear map, and judge it: faithfulness and causality, held out, beside their controls."""
     from caseback.relations import library
+
+    if (relation is None) == (category is None):
+        raise RelationError("give one relation, or --category with a category's name")
+    if relation is not None:
+        library.resolve(relation)  # before torch is imported
     from caseback.relations.judge import JudgeConfig
     from caseback.study import Study, plain
     from caseback.study.relation import RELATION, RelationConfig, means
 
-    if (relation is None) == (category is None):
-        raise RelationError("give one relation, or --category with a category's name")
     if category is not None:
         categories = sorted({library.get(name).category for name in library.names()})
         if category not in categories:
             raise RelationError(f"there is no category {category!r}; there are: {', '.join(categories)}")
-    names = [relation] if relation else [n for n in library.names() if library.get(n).category == category]
+    names = [relation] if relation is not None else [n for n in library.names() if library.get(n).category == category]
     how = JudgeConfig(
         train=train,
         zero_shot=zero_shot,
@@ -134,7 +137,6 @@ def judge(
     loaded = None
     with progress() as tick:
         for name in names:
-            library.resolve(name)
             config = RelationConfig(
                 relation=name, model=model, seed=seed, dtype=dtype, device=device, twin=twin, splits=splits, judge=how
             )

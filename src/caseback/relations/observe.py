@@ -205,7 +205,10 @@ def draw(samples: Sequence[Sample], n: int, *, seed: int) -> tuple[list[int], li
     none of the rest.
     """
     if not 2 <= n < len(samples):
-        raise RelationError(f"an operator is estimated on 2 to {len(samples) - 1} of {len(samples)} samples, not {n}")
+        raise RelationError(
+            f"{n} training samples were asked for of {len(samples)}; at least 2 are needed, and others to test on: give the "
+            "relation more samples, or take fewer (--train)"
+        )
     order = np.random.default_rng(seed).permutation(len(samples)).tolist()
     rounds: dict[str, int] = {}
     turn = []

@@ -158,6 +158,10 @@ def _check(relation: Relation) -> None:
             )
         for number, template in enumerate(templates, start=1):
             _texts({f"{field}, template {number}": template})
+            if template != template.rstrip():
+                raise RelationError(
+                    f"{field!r}, template {number} ends in white space; the object is written behind it after a space, so take it off"
+                )
             if (count := template.count("{}")) != 1:
                 raise RelationError(
                     f"{field!r}, template {number} holds {{}} {count} times; the subject goes in exactly one place"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from caseback.core.errors import RelationError
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
 from caseback.core.stages import Checkpoint, Stages
@@ -16,6 +17,8 @@ from caseback.model.model import Model
 from caseback.relations import causal
 from caseback.relations.judge import JudgeConfig, Split, drawn, judge_split, pooled, template_of
 from caseback.relations.library import resolve
+from caseback.relations.prompt import first_token
+from caseback.relations.relation import Relation
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, line, sheet
 from caseback.study.store import Record
 
@@ -53,6 +56,7 @@ class RelationConfig(LookingConfig):
 def relation(config: RelationConfig, model: Model, stages: Stages, progress: Progress) -> Finding:
     """Judge a relation: every split a stage, then arithmetic."""
     known, how = resolve(config.relation), config.judged
+    shared = _sharing(model, known) if how.objects == "first" else []
 
     def judged(split: int) -> Checkpoint:
         found = judge_split(model, known, how, split, progress=progress)
@@ -86,6 +90,13 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
         if edits
         else "Causality is not measured: too few subjects have another with a different answer. "
     )
+    if how.sketch is not None:
+        claim += f"W is a sketch along {how.sketch} directions and misses about {chosen['sketch_error']:.0%} of it. "
+    if shared:
+        claim += (
+            f"{len(shared)} of {len({sample.object for sample in known.samples})} objects share their first token with another, "
+            "so that tells them apart only in part (--objects whole reads all of it). "
+        )
     claim += f"With all samples block {chosen['layer']:.0f} is chosen"
     claim += "." if chosen["edit_layer"] is None else f", for edits block {chosen['edit_layer']:.0f}."
     table: dict[str, Any] = {
@@ -148,6 +159,20 @@ WHOLE = (
     "where the prompt ends, it answers the object with the likeliest first token. An edit succeeds if the model's next token "
     "is the first one of the other subject's object; the rest is not asked."
 )
+
+
+def _sharing(model: Model, relation: Relation) -> list[str]:
+    """Objects whose first token is another object's too; raises RelationError where all begin alike."""
+    objects = sorted({sample.object for sample in relation.samples})
+    tokens = [first_token(model, text) for text in objects]
+    if len(objects) > 1 and len(set(tokens)) == 1:
+        raise RelationError(
+            f"all {len(objects)} objects of {relation.name!r} begin with the same token in {model.name}, so the first token "
+            "tells none apart; read them whole (--objects whole)"
+        )
+    return [text for text, token in zip(objects, tokens, strict=True) if tokens.count(token) > 1]
+
+
 NAMES = {
     "strict": "operator, strict",
     "prefix": "operator, prefix",
@@ -159,10 +184,10 @@ NAMES = {
     "random": "random directions, same spectrum",
     "majority": "majority answer",
     "first": "first-token operator, same objects",
-    "causal": "operator's inverse",
-    "causal_swap": "subject swap",
-    "causal_unembedding": "unembedding row",
-    "causal_random": "random directions, same spectrum",
+    "causal": "edit: operator's inverse",
+    "causal_swap": "edit: subject swap",
+    "causal_unembedding": "edit: unembedding row",
+    "causal_random": "edit: random directions, same spectrum",
 }
 
 

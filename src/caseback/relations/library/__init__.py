@@ -6,6 +6,7 @@ hand; `sources.json` says which, relation by relation, and is the index of the f
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from functools import cache
@@ -49,10 +50,10 @@ def resolve(name_or_file: str | os.PathLike[str]) -> Relation:
     """
     if isinstance(name_or_file, str) and name_or_file in names():
         return get(name_or_file)
-    if not Path(name_or_file).exists():
-        raise RelationError(
-            f"there is neither a relation nor a file {str(name_or_file)!r}; relations are: {', '.join(names())}"
-        )
+    if not str(name_or_file) or not Path(name_or_file).exists():
+        near = difflib.get_close_matches(str(name_or_file), names(), n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"relations are: {', '.join(names())}"
+        raise RelationError(f"there is neither a relation nor a file {str(name_or_file)!r}; {hint}")
     return read_relation(name_or_file)
 
 

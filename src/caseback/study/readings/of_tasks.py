@@ -147,10 +147,12 @@ def _carried(effect: np.ndarray, layers: list[int], columns: list[str]) -> str:
     best = np.nan_to_num(effect).argmax(axis=1)
     starts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist()]
     ends = [*(start - 1 for start in starts[1:]), len(layers) - 1]
-    parts = [
-        f"{columns[best[a]]!r} in layers {layers[a]} to {layers[b]} ({effect[a, best[a]]:.0%} to {effect[b, best[b]]:.0%})"
-        for a, b in zip(starts, ends, strict=True)
-    ]
+    parts = []
+    for a, b in zip(starts, ends, strict=True):
+        values = effect[a : b + 1, best[a]]
+        parts.append(
+            f"{columns[best[a]]!r} in layers {layers[a]} to {layers[b]} ({values.min():.0%} to {values.max():.0%})"
+        )
     shown = parts if len(parts) <= 4 else [*parts[:3], "…", parts[-1]]
     return f"The largest effect lies at {', then '.join(shown)}"
 

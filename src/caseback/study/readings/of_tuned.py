@@ -27,6 +27,8 @@ __all__ = ["TUNE", "TuneConfig", "find_translators", "read_texts", "tune"]
 
 STAGE = "translators"
 """The stage of a run that `caseback.reading.tuned.load_tuned` reads as a file."""
+FEW = 20
+"""Fewer judging texts than this make a bootstrap's intervals too narrow (`caseback.evidence.intervals`)."""
 SAMPLES = 384
 """Texts a model writes where none are given."""
 
@@ -213,6 +215,8 @@ def tune(config: TuneConfig, model: Model, stages: Stages, progress: Progress) -
         "lens, a constant, a regression of the last layer on it (with its ridge), or what was trained from that.",
         "A translator may say what the layer holds and the model never uses: that is for a patch to decide.",
     ]
+    if n < FEW:
+        notes.append(f"{n} texts are few to judge on: intervals over them are too narrow. Give more texts.")
     return Finding(claim=claim, table=table, sections=sections, notes=notes, measured=n)
 
 
