@@ -77,6 +77,7 @@ def test_the_table_is_what_was_judged(study: Study) -> None:
     sections = record.stage("view").data["sections"]
     assert [len(s["curve"]["series"]) for s in sections] == [3, 2, 3]
     assert len(sections[0]["table"]["rows"]) == 2
+    assert "5 texts are few to judge on" in record.stage("view").data["notes"][-1]
     assert "5 texts that trained nothing" in record.stage("view").data["claim"]
     other = asked(study, n=40, seed=1).table
     assert other["constant"] != found["constant"]
