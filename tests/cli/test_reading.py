@@ -119,9 +119,12 @@ def test_the_twin_is_another_run_and_says_something_else(reading: Any, command: 
     assert trained[name] != twin[name] != other[name]
 
 
-def test_a_twin_has_no_operator_to_read_with(reading: Any) -> None:
-    assert "knows 0 of 35 samples of 'friend'" in sentence(reading("attribute", PROMPT, "--twin"))
-    assert Study().ids() == ()
+def test_a_twin_is_read_with_an_operator_of_its_own(reading: Any) -> None:
+    found = table(reading("attribute", PROMPT, "--twin", "--json"))
+    mine = table(reading("attribute", PROMPT, "--json"))
+    assert found["tokens"] == mine["tokens"] and found["top"] != mine["top"]
+    judged = [Study().find(row.id).spec.params for row in Study().runs() if row.method == "relation"]
+    assert sorted(params["twin"] for params in judged) == [False, True]
 
 
 # --- the numbers ---------------------------------------------------------------------------------------------------------------------
@@ -267,7 +270,7 @@ def test_a_stopped_reading_is_resumed_to_the_same_table(
         patch.setattr(of_prompts, "attribute_lens", stop)
         code, _, err = reading("attribute", PROMPT, "--json")
     assert code == 130 and "caseback resume" in err
-    assert set(Study().find("latest").saved()) == {"operator"}
+    assert set(Study().find("latest").saved()) == set()  # the operator is in the relation's own run
     resumed = table(call(capsys, "resume", "latest", "--json"))
     straight = table(reading("attribute", PROMPT, "--json", "--force"))
     same = set(straight) - {"run", "seconds", "peak_memory_mb"}

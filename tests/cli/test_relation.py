@@ -261,7 +261,7 @@ def test_a_first_word_that_is_no_command_is_a_relation(
         (("friend.json", "--template", 7), "relation 'friend' has 1 prompt_templates, so there is no number 7"),
         (("friend.json", "--objects", "half"), "objects are read by their 'first' token or 'whole', not 'half'"),
         (("friend.json", "--sketch", 4), "a sketch takes at least 8 directions"),
-        (("friend.json", "--train", 40), "an operator is estimated on 2 to 39 of 40 samples, not 40"),
+        (("friend.json", "--train", 40), "40 training samples were asked for of 40; at least 2 are needed"),
         (("friend.json", "--dtype", "int3"), "int3"),
         (("bad.json",), "bad.json: not JSON"),
         (("key.json",), "key.json: the file has the unknown field 'extra'"),
@@ -289,7 +289,7 @@ def test_what_cannot_be_done_is_a_sentence(relation: Any, here: Path, options: A
 def test_hostile_texts_are_inert(relation: Any, here: Path) -> None:
     made: Relation = relation_of(affine())
     evil = "\x1b[31m\u202ename\x07\r\nrun 1"
-    samples = tuple(replace(one, object=one.object + "\x1b]0;title\x07\n") for one in made.samples)
+    samples = tuple(replace(one, object=one.object + " \x1b]0;title\x07\n") for one in made.samples)
     write_relation(replace(made, name=evil, samples=samples), here / "evil.json")
     code, out, err = relation("evil.json", "--pairs", 8)
     assert code == 0, err

@@ -122,7 +122,7 @@ def test_planted_features_in_superposition_are_found_and_the_controls_are_not() 
     want = (strength * (g @ directions.T)).T[found.features].numpy()
     assert np.corrcoef(found.terms.ravel(), want.ravel())[0, 1] > 0.95
     assert found.explained().value > 0.5 and found.l0 == pytest.approx(
-        float((strength > 0).sum(1).float().mean()), abs=0.5
+        float((strength > 0).sum(1).float().mean()), abs=1.0
     )
     for control in (turned, mixed):
         assert control.explained().value < 0.1 and control.fvu > 1 > found.fvu

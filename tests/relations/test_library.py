@@ -126,7 +126,9 @@ def test_what_is_not_there_is_answered_with_what_is() -> None:
         library.get("capital")
     with pytest.raises(RelationError, match="there is no relation 'capital'"):
         library.source("capital")
-    with pytest.raises(
-        RelationError, match="there is neither a relation nor a file 'capital'; relations are: adjective"
-    ):
-        library.resolve("capital")
+    with pytest.raises(RelationError, match="neither a relation nor a file 'zzz'; relations are: adjective"):
+        library.resolve("zzz")
+    with pytest.raises(RelationError, match="neither a relation nor a file ''; relations are: adjective"):
+        library.resolve("")
+    with pytest.raises(RelationError, match="'contry capital'; did you mean 'country capital city'"):
+        library.resolve("contry capital")

@@ -23,7 +23,7 @@ WIDTH = shutil.get_terminal_size((100, 24)).columns - 2
 def say(record: Record) -> None:
     """The claim, the tables, and where the page is."""
     view, table = record.stage("view").data, record.table
-    asked = f": {table['n']} pairs, {table['kept']} answered right" if "kept" in table else ""
+    asked = f": {table['n']} pairs, {table['kept']} answered right" if {"kept", "n"} <= table.keys() else ""
     typer.echo(f"{safe(table['task'])} on {safe(table['model'])}{asked}\n")
     typer.echo(safe(view["claim"]))
     for section in view["sections"]:

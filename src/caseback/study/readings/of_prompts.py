@@ -116,6 +116,8 @@ def lens(config: LensConfig, model: Model, stages: Stages, progress: Progress) -
     a, sites = saved.arrays, saved.data["sites"]
     tops = [texts(model, row.tolist()) for row in a["top_ids"][:, :, 0]]
     rows = ("site", list(reversed(sites)))
+    after = int(len(sites) > 1 and sites[0] == "resid_pre.0")  # at the embedding KL is so large that it hides the rest
+    behind = ("site", list(reversed(sites[after:])))
     columns = ("token", numbered(words))
     said, final = texts(model, a["top_ids"][:, -1, 0].tolist()), int(a["top_ids"][-1, -1, 0])
     same = a["top_ids"][:, -1, 0] == final
@@ -135,7 +137,7 @@ def lens(config: LensConfig, model: Model, stages: Stages, progress: Progress) -
             "text": "KL(output ‖ lens) in nats at every token; 0 where the lens says what the model says. The table is of the "
             "last token.",
             "detail": True,
-            "heat": heat(columns, rows, a["kl"][::-1], format="number"),
+            "heat": heat(columns, behind, a["kl"][after:][::-1], format="number"),
             "table": sheet(
                 "text site, text says, percent probability, number entropy (nats), number KL to the output (nats)",
                 [
