@@ -127,6 +127,16 @@ def test_finding_runs(study, tmp_path):
         one.stage("x")
 
 
+def test_a_notebook_shows_the_page_of_a_finished_run(study, monkeypatch):
+    record = study.run(toy.spec())
+    shown = record._repr_html_()
+    assert shown.startswith("<iframe title=") and "sandbox='allow-scripts'" in shown
+    assert f"&lt;p>{record.table['mean']}" in shown or f"<p>{record.table['mean']}" in shown
+    with pytest.raises(ZeroDivisionError):
+        study.run(toy.spec("broken", fail="defect"))
+    assert study.find("latest")._repr_html_() is None
+
+
 def test_the_list_of_runs(study):
     assert study.runs() == ()
     assert not study.path.exists()

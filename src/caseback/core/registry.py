@@ -20,6 +20,7 @@ GROUP = "caseback"
 
 _OFFERS: dict[tuple[str, str], str] = {
     ("view", "circuit"): "caseback.show.circuit:notebook",
+    ("view", "record"): "caseback.show.report:of_record",
     ("report", "circuit"): "caseback.show.circuit:report",
     ("report", "patching"): "caseback.show.experiments:report",
     ("report", "positions"): "caseback.show.experiments:report",

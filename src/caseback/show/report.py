@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from caseback.core import registry
-from caseback.study import files
+from caseback.study import Record, files
 
-__all__ = ["fragment", "page", "write"]
+__all__ = ["fragment", "of_record", "page", "write"]
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -90,9 +90,18 @@ def page(payload: Mapping[str, Any]) -> str:
 
 def fragment(payload: Mapping[str, Any]) -> str:
     """The page as an `iframe` for a notebook's `_repr_html_`: its style and scripts reach nothing outside it."""
+    return _framed(page(payload), payload["title"])
+
+
+def of_record(record: Record) -> str:
+    """A finished run's page, framed for a notebook."""
+    return _framed(str(registry.get("report", record.spec.method)(record)), record.id)
+
+
+def _framed(html: str, title: str) -> str:
     # Quoted by single quotes, because JSON is full of double ones.
-    source = page(payload).replace("&", "&amp;").replace("'", "&#39;")
-    return _FRAME.format(title=escape(_visible(payload["title"])), page=source)
+    source = html.replace("&", "&amp;").replace("'", "&#39;")
+    return _FRAME.format(title=escape(_visible(title)), page=source)
 
 
 @cache

@@ -146,6 +146,12 @@ class Record:
         path = self.path / "report.html"
         return path if path.exists() else None
 
+    def _repr_html_(self) -> str | None:
+        """The run's page, as a notebook shows it; none where there is no page."""
+        if self.status != "finished" or self.spec.method not in registry.names("report"):
+            return None
+        return str(registry.get("view", "record")(self))
+
     def damage(self) -> tuple[str, ...]:
         """What is wrong with the files a result was made from, one sentence each."""
         found = []
