@@ -211,7 +211,7 @@ def distracted(
     if len(known) < LEAST:
         raise RelationError(
             f"{model.name} knows {len(known)} of {len(samples)} samples of {relation.name!r} under the template "
-            f"{template!r}; at least {LEAST} are needed: try another template or more examples"
+            f"{template!r}; at least {LEAST} are needed: try another template or more examples (--shots)"
         )
     draw = np.random.default_rng(seed)
     seen: list[Observed] = []
