@@ -30,17 +30,14 @@ def table(
 ) -> None:
     """Print one of a run's tables for other tools; without a name, the names of all."""
     from caseback.study import Study
-    from caseback.study.tables import tables, to_csv, to_jsonl
+    from caseback.study.tables import named, tables, to_csv, to_jsonl
 
     record = Study(study).find(run)
-    found = tables(record)
     if name is None:
-        for each in found.values():
+        for each in tables(record).values():
             typer.echo(f"{each.name}: {', '.join(each.columns)}")
         return
-    if name not in found:
-        raise StudyError(f"run {record.id} has no table {name!r}; it has: {', '.join(found) or 'none'}")
-    typer.echo((to_csv if form is Format.CSV else to_jsonl)(found[name]), nl=False)
+    typer.echo((to_csv if form is Format.CSV else to_jsonl)(named(record, name)), nl=False)
 
 
 def compare(

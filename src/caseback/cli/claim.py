@@ -161,7 +161,7 @@ def test(
 ) -> None:
     """Test a claim on prompts it was not found on, as a run."""
     from caseback.study import Study
-    from caseback.study.claims import CLAIM_TEST, asked, read_claim
+    from caseback.study.claims import asked, read_claim
 
     study = Study(out)
     found = read_claim(study, claim)
@@ -182,13 +182,9 @@ def test(
     )
     with progress() as tick:
         passed = {"claim": found.id, "task": task, "n": n, "seed": seed}
-        spec, have = CLAIM_TEST.prepare(config, study, passed=passed, progress=tick)
-        record = study.run(spec, progress=tick, force=force, have=have)
-    if as_json:
-        typer.echo(json.dumps(record.table))
-        return
-    say(record)
-    if not twin:
+        record = study.ask("claim-test", config, passed=passed, progress=tick, force=force)
+    say(record, as_json=as_json)
+    if not (twin or as_json):
         typer.echo(_standing(found, out))
 
 

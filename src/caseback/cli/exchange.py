@@ -21,7 +21,6 @@ from caseback.core.errors import CircuitError, StudyError
 if TYPE_CHECKING:
     from caseback.circuits.exchange import Exchanged
     from caseback.circuits.graph import Circuit, Scores
-    from caseback.circuits.select import Ranking
     from caseback.model.model import Model
     from caseback.study import Record
     from caseback.tasks import Task
@@ -54,20 +53,15 @@ def write(
 ) -> None:
     """Write the circuit of a run, with every edge's score."""
     from caseback.circuits import exchange
-    from caseback.circuits.select import largest
     from caseback.study import Study
+    from caseback.study.circuit import circuit_of
 
     if not out.parent.is_dir() or out.is_dir():
         what = f"{out} is a folder" if out.is_dir() else f"there is no folder {out.parent} to write {out.name} into"
         raise CircuitError(f"{what}; give the name of a file in a folder that exists")
     record = Study(study).find(run)
-    if record.spec.method != "circuit":
-        raise StudyError(f"run {record.id} is of the method {record.spec.method!r}; only a circuit run holds a circuit")
-    limit = edges or int(record.details["chosen"]["edges"])
-    scores, ranking = _ranked(record)
-    circuit = largest(ranking, lambda circuit: float(circuit.n_edges), float(limit))
-    if not circuit.n_edges:
-        raise CircuitError(f"no circuit of at most {limit} edges leads from the embedding to the logits; ask for more")
+    kept = circuit_of(record, edges)
+    limit, circuit, scores = kept.limit, kept.circuit, kept.scores
     with progress() as tick:
         width = _width(record, scores, tick)
     try:
@@ -80,29 +74,6 @@ def write(
         return
     less = f" (the largest circuit of at most {limit:,})" if circuit.n_edges < limit else ""
     typer.echo(f"{out}: {circuit.n_edges:,} of {scores.graph.n_edges:,} edges{less}, in {scores.graph.n_spans} spans")
-
-
-def _ranked(record: Record) -> tuple[Scores, Ranking]:
-    """The scores of a finished circuit run and the order in which it takes edges."""
-    import numpy as np
-
-    from caseback.circuits.graph import Graph, Scores
-    from caseback.circuits.select import best_first, top_n
-    from caseback.study.circuit import CircuitConfig
-
-    config = record.spec.config(CircuitConfig).discover
-    view, sums = record.stage("view").data, record.stage("score").arrays
-    n = len(sums["lengths"])
-    scores = Scores(
-        graph=Graph.from_json(view["graph"]),
-        residual=(sums["residual"] / n).astype(np.float32),
-        crossing=(sums["crossing"] / n).astype(np.float32),
-        lengths=sums["lengths"],
-        method={"name": view["settings"]["scores"], "metric": view["task"]["metric"]}
-        | {"reference": config.reference, "steps": config.steps},
-    )
-    select = best_first if config.selection == "best-first" else top_n
-    return scores, select(scores, merge=config.merge, sign=config.sign)
 
 
 def _width(record: Record, scores: Scores, tick: Any) -> int:

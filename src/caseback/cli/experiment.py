@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -122,7 +121,4 @@ def _run(experiment: Experiment, asked: Mapping[str, Any], own: Mapping[str, Any
     passed = {**own, "task": asked["task"], "n": asked["n"]}
     with progress() as tick:
         record = Study(asked["out"]).ask(experiment.name, config, passed=passed, progress=tick, force=asked["force"])
-    if asked["as_json"]:
-        typer.echo(json.dumps(record.table))
-    else:
-        say(record)
+    say(record, as_json=asked["as_json"])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from caseback.cli.progress import progress
 from caseback.cli.say import say
@@ -26,7 +23,4 @@ def carry_out(looking: Looking, asked: dict[str, Any], own: dict[str, Any]) -> N
     passed = {name: value for name, value in own.items() if isinstance(value, str | int | None)}
     with progress() as tick:
         record = Study(asked["out"]).ask(looking.name, config, passed=passed, progress=tick, force=asked["force"])
-    if asked["as_json"]:
-        typer.echo(json.dumps(record.table))
-    else:
-        say(record)
+    say(record, as_json=asked["as_json"])

@@ -116,7 +116,7 @@ def judge(
         library.resolve(relation)  # before torch is imported
     from caseback.relations.judge import JudgeConfig
     from caseback.study import Study, plain
-    from caseback.study.relation import RELATION, RelationConfig, means
+    from caseback.study.relation import RelationConfig, means
 
     if category is not None:
         categories = sorted({library.get(name).category for name in library.names()})
@@ -141,9 +141,11 @@ def judge(
                 relation=name, model=model, seed=seed, dtype=dtype, device=device, twin=twin, splits=splits, judge=how
             )
             loaded = loaded or config.load_model(tick)
-            spec = RELATION.spec(config, loaded, passed={"relation": name})
+            passed = {"relation": name}
             try:
-                records.append(Study(out).run(spec, progress=tick, force=force, have={"model": loaded}))
+                records.append(
+                    Study(out).ask("relation", config, passed=passed, progress=tick, force=force, model=loaded)
+                )
             except RelationError as error:
                 if relation is not None:
                     raise
@@ -153,10 +155,7 @@ def judge(
             f"no relation of the category {category!r} could be judged: {next(iter(left_out.values()))}"
         )
     if relation is not None:
-        if as_json:
-            typer.echo(json.dumps(records[0].table))
-        else:
-            say(records[0])
+        say(records[0], as_json=as_json)
         return
     tables, found = [record.table for record in records], means(records)
     if as_json:

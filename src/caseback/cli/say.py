@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -20,8 +21,11 @@ __all__ = ["cell", "lines", "say"]
 WIDTH = shutil.get_terminal_size((100, 24)).columns - 2
 
 
-def say(record: Record) -> None:
-    """The claim, the tables, and where the page is."""
+def say(record: Record, *, as_json: bool = False) -> None:
+    """The claim, the tables, and where the page is; or the table as one JSON object."""
+    if as_json:
+        typer.echo(json.dumps(record.table))
+        return
     view, table = record.stage("view").data, record.table
     asked = f": {table['n']} pairs, {table['kept']} answered right" if {"kept", "n"} <= table.keys() else ""
     typer.echo(f"{safe(table['task'])} on {safe(table['model'])}{asked}\n")

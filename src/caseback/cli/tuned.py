@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,7 @@ def tune_lens(
     from caseback.core.errors import ReadingError
     from caseback.reading.tuned import TunedConfig, load_tuned, save_tuned
     from caseback.study import Study
-    from caseback.study.readings.of_tuned import TUNE, TuneConfig, find_translators, read_texts
+    from caseback.study.readings.of_tuned import TuneConfig, find_translators, read_texts
 
     if save is not None and (save.is_dir() or not save.parent.is_dir()):
         raise ReadingError(f"--save {save} cannot be written: give a file in a folder that exists")
@@ -67,13 +66,9 @@ def tune_lens(
     with progress() as tick:
         loaded = config.load_model(tick)
         study = Study(out)
-        spec = TUNE.spec(config, loaded, passed=passed)
-        record = study.run(spec, progress=tick, force=force, have={"model": loaded})
+        record = study.ask("tune-lens", config, passed=passed, progress=tick, force=force, model=loaded)
         if save is not None:
             save_tuned(load_tuned(find_translators(record.path, study), loaded), save)
-    if as_json:
-        typer.echo(json.dumps(record.table))
-    else:
-        say(record)
-        if save is not None:
-            typer.echo(f"translators {save.resolve()}")
+    say(record, as_json=as_json)
+    if save is not None and not as_json:
+        typer.echo(f"translators {save.resolve()}")

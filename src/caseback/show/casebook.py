@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from caseback.core import registry
-from caseback.core.errors import CasebackError, StudyError
+from caseback.core.errors import StudyError
 from caseback.show import circuit, experiments
 from caseback.study import Filter, Record, Row, Study, plain
 from caseback.study.compare import compare
-from caseback.study.tables import tables, to_csv
+from caseback.study.tables import named, tables, to_csv
 
 __all__ = ["Asked", "NoSuchRun", "compared", "csv_of", "find", "list_runs", "payload_of", "run_of"]
 
@@ -197,7 +197,4 @@ def compared(study: Study, a: str, b: str) -> dict[str, Any]:
 
 def csv_of(study: Study, run: str, name: str) -> str:
     """One of a run's tables."""
-    found = tables(find(study, run))
-    if name not in found:
-        raise CasebackError(f"run {run} has no table {name!r}; it has: {', '.join(found) or 'none'}")
-    return to_csv(found[name])
+    return to_csv(named(find(study, run), name))

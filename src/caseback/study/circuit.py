@@ -6,20 +6,25 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from caseback.circuits.describe import describe
 from caseback.circuits.discover import DiscoverConfig, discover
+from caseback.circuits.graph import Circuit, Graph, Scores
 from caseback.circuits.parts import require
+from caseback.circuits.select import best_first, largest, top_n
+from caseback.core.errors import CircuitError, StudyError
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
 from caseback.model.load import load
 from caseback.model.model import Model
 from caseback.study.resume import RunFolder
 from caseback.study.spec import Spec
-from caseback.study.store import Study
+from caseback.study.store import Record, Study
 from caseback.tasks import Task, read_task
 from caseback.tasks.files import look
 
-__all__ = ["METHOD", "CircuitConfig", "circuit_spec", "data_hash", "headline"]
+__all__ = ["METHOD", "CircuitConfig", "Kept", "circuit_of", "circuit_spec", "data_hash", "headline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,43 @@ def data_hash(task: Task) -> str:
 def circuit_spec(config: CircuitConfig, model: Model, task: Task, *, passed: Mapping[str, Any]) -> Spec:
     """What makes this study the same as another: configuration, model files, pairs."""
     return Spec.of("circuit", config, task=task.name, model=asdict(model.source), data=data_hash(task), passed=passed)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The circuit of a run at some size."""
+
+    circuit: Circuit
+    scores: Scores
+    limit: int
+    """Edges it was allowed at most."""
+
+
+def circuit_of(record: Record, edges: int | None = None) -> Kept:
+    """The circuit of a finished circuit run with at most `edges` edges (default: the size its page opens with).
+
+    Raises StudyError for a run of another method, CircuitError where no circuit is so small.
+    """
+    if record.spec.method != "circuit":
+        raise StudyError(f"run {record.id} is of the method {record.spec.method!r}; only a circuit run holds a circuit")
+    limit = edges or int(record.details["chosen"]["edges"])
+    config = record.spec.config(CircuitConfig).discover
+    view, sums = record.stage("view").data, record.stage("score").arrays
+    n = len(sums["lengths"])
+    scores = Scores(
+        graph=Graph.from_json(view["graph"]),
+        residual=(sums["residual"] / n).astype(np.float32),
+        crossing=(sums["crossing"] / n).astype(np.float32),
+        lengths=sums["lengths"],
+        method={"name": view["settings"]["scores"], "metric": view["task"]["metric"]}
+        | {"reference": config.reference, "steps": config.steps},
+    )
+    select = best_first if config.selection == "best-first" else top_n
+    ranking = select(scores, merge=config.merge, sign=config.sign)
+    circuit = largest(ranking, lambda each: float(each.n_edges), float(limit))
+    if not circuit.n_edges:
+        raise CircuitError(f"no circuit of at most {limit} edges leads from the embedding to the logits; ask for more")
+    return Kept(circuit, scores, limit)
 
 
 def headline(table: Mapping[str, Any], details: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ _TABLES = (
     "CREATE VIRTUAL TABLE words USING fts5(id UNINDEXED, text, prefix = '2 3')",
     f"PRAGMA user_version = {_VERSION}",
 )
+_STATUS = _COLUMNS.split(", ").index("status")
 _MARKS = ", ".join("?" * len(_COLUMNS.split(",")))
 
 
@@ -91,15 +92,18 @@ def _rows(place: str, ids: Sequence[str], read: Callable[[str], Row], wanted: Fi
             raise sqlite3.OperationalError("the index is of a newer version")
         if version < _VERSION:
             _make(base)
-        known = dict(base.execute("SELECT id, status FROM runs"))
-        gone = [(run,) for run in known.keys() - set(ids)]
-        changing = [read(run) for run in ids if known.get(run) != "finished"]
-        with base:
-            old = [*gone, *((row.id,) for row in changing)]
-            base.executemany("DELETE FROM runs WHERE id = ?", old)
-            base.executemany("DELETE FROM words WHERE id = ?", old)
-            base.executemany(f"INSERT OR REPLACE INTO runs ({_COLUMNS}) VALUES ({_MARKS})", map(_flat, changing))
-            base.executemany("INSERT INTO words (id, text) VALUES (?, ?)", ((row.id, _text(row)) for row in changing))
+        known = {row[0]: row for row in base.execute(f"SELECT {_COLUMNS} FROM runs")}
+        moving = (read(run) for run in ids if run not in known or known[run][_STATUS] != "finished")
+        changed = [row for row in moving if _flat(row) != known.get(row.id)]
+        old = [(run,) for run in known.keys() - set(ids)] + [(row.id,) for row in changed]
+        if old:
+            with base:
+                base.executemany("DELETE FROM runs WHERE id = ?", old)
+                base.executemany("DELETE FROM words WHERE id = ?", old)
+                base.executemany(f"INSERT OR REPLACE INTO runs ({_COLUMNS}) VALUES ({_MARKS})", map(_flat, changed))
+                base.executemany(
+                    "INSERT INTO words (id, text) VALUES (?, ?)", ((row.id, _text(row)) for row in changed)
+                )
         condition, values = _condition(wanted)
         found = base.execute(f"SELECT {_COLUMNS} FROM runs WHERE {condition} ORDER BY id DESC", values)
         return tuple(_row(values) for values in found)

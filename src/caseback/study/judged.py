@@ -30,7 +30,7 @@ from caseback.relations.observe import Observed, observe
 from caseback.relations.operator import fit
 from caseback.relations.relation import Relation, Sample
 from caseback.study.finding import LookingConfig
-from caseback.study.relation import RELATION, RelationConfig
+from caseback.study.relation import RelationConfig
 from caseback.study.resume import RunFolder
 from caseback.study.spec import plain
 from caseback.study.store import Study
@@ -157,8 +157,8 @@ def cite(config: Config, study: Study, model: Model, progress: Progress = silent
     ids = []
     for name in config.relations_used:
         same = {key: getattr(config, key) for key in ("judge", "model", "seed", "dtype", "device", "twin")}
-        spec = RELATION.spec(RelationConfig(relation=name, **same), model, passed={"relation": name})
-        ids.append(study.run(spec, progress=progress, have={"model": model}).id)
+        asked = RelationConfig(relation=name, **same)
+        ids.append(study.ask("relation", asked, passed={"relation": name}, progress=progress, model=model).id)
     return replace(config, judged=tuple(ids))
 
 

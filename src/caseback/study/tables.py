@@ -18,7 +18,7 @@ from typing import Any
 from caseback.core.errors import StudyError
 from caseback.study.store import Record
 
-__all__ = ["Table", "frame", "tables", "to_csv", "to_jsonl"]
+__all__ = ["Table", "frame", "named", "tables", "to_csv", "to_jsonl"]
 
 FRAMES = ("pandas", "polars")
 
@@ -55,6 +55,14 @@ def tables(record: Record) -> dict[str, Table]:
             name, again = f"{table.name}-{again}", again + 1
         named[name] = Table(name=name, columns=table.columns)
     return named
+
+
+def named(record: Record, name: str) -> Table:
+    """One table of a run; StudyError with those there are."""
+    found = tables(record)
+    if name not in found:
+        raise StudyError(f"run {record.id} has no table {name!r}; it has: {', '.join(found) or 'none'}")
+    return found[name]
 
 
 def _columns(table: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:

@@ -20,15 +20,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from caseback.circuits.graph import Circuit, Graph, Scores
-from caseback.circuits.select import best_first, largest, shuffled, top_n
+from caseback.circuits.graph import Circuit, Scores
+from caseback.circuits.select import best_first, largest, shuffled
 from caseback.core.errors import SiteError, StudyError
 from caseback.core.provenance import sha256_file
 from caseback.model.batch import Batch
 from caseback.model.model import Model
 from caseback.model.run import plan_sites
 from caseback.model.sites import Site, parse
-from caseback.study.circuit import CircuitConfig
+from caseback.study.circuit import circuit_of
 
 if TYPE_CHECKING:
     from caseback.study.store import Study
@@ -218,26 +218,10 @@ def _circuit(text: str, study: Study, model: Model) -> Component:
     if edges and not (edges.isdigit() and int(edges)):
         raise StudyError(f"{text!r}: a circuit's size is a number of edges, as in circuit:{run}:500")
     record = study.find(run)
-    if record.spec.method != "circuit":
-        raise StudyError(f"run {record.id} is of the method {record.spec.method!r}; only a circuit run holds a circuit")
+    kept = circuit_of(record, int(edges) if edges else None)
     if record.spec.model.get("files") != dict(model.source.files):
         raise StudyError(f"run {record.id} is of {record.spec.model.get('id')}, not of {model.name}")
-    limit = int(edges) if edges else int(record.details["chosen"]["edges"])
-    config = record.spec.config(CircuitConfig).discover
-    view, sums = record.stage("view").data, record.stage("score").arrays
-    n = len(sums["lengths"])
-    scores = Scores(
-        graph=Graph.from_json(view["graph"]),
-        residual=(sums["residual"] / n).astype(np.float32),
-        crossing=(sums["crossing"] / n).astype(np.float32),
-        lengths=sums["lengths"],
-        method={"reference": config.reference},
-    )
-    ranked = (best_first if config.selection == "best-first" else top_n)(scores, merge=config.merge, sign=config.sign)
-    circuit = largest(ranked, lambda each: float(each.n_edges), float(limit))
-    if not circuit.n_edges:
-        raise StudyError(f"no circuit of at most {limit} edges leads from the embedding to the logits; ask for more")
-    return Component(text=f"circuit:{record.id}:{limit}", kind="circuit", target=circuit, scores=scores)
+    return Component(text=f"circuit:{record.id}:{kept.limit}", kind="circuit", target=kept.circuit, scores=kept.scores)
 
 
 def _shuffled(scores: Scores, circuit: Circuit, seed: int) -> Circuit:
