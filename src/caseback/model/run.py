@@ -29,7 +29,7 @@ from caseback.model.taps import Key, Tap, check_supported, tapped
 if TYPE_CHECKING:
     from caseback.model.model import Cost, Model
 
-__all__ = ["Run", "Start", "cut", "execute", "paste", "run"]
+__all__ = ["Run", "Start", "cut", "execute", "paste", "positions", "run"]
 
 Logits = Literal["last", "all"] | None
 
@@ -72,7 +72,7 @@ class _Stop(Exception):  # noqa: N818 - a signal, not an error
 # --- positions ------------------------------------------------------------------------------------------------------------------------
 
 
-def _positions(site: Site, batch: Batch) -> tuple[Tensor, bool] | None:
+def positions(site: Site, batch: Batch) -> tuple[Tensor, bool] | None:
     """Token indices [batch, n] of a site's position and whether it is one token; None where the position is open."""
     if site.position is None:
         return None
@@ -117,7 +117,7 @@ def _view(value: Tensor, site: Site) -> Tensor:
 
 def cut(value: Tensor, site: Site, batch: Batch) -> Tensor:
     """The part of a tapped value that a site names. A single token drops the position axis."""
-    where = _positions(site, batch)
+    where = positions(site, batch)
     if where is None:
         return value if site.head is None else value.select(1 if site.name == "pattern" else 2, site.head)
     index, single = where
@@ -130,7 +130,7 @@ def cut(value: Tensor, site: Site, batch: Batch) -> Tensor:
 def paste(value: Tensor, site: Site, batch: Batch, new: Tensor) -> Tensor:
     """A copy of a tapped value with the part that a site names replaced."""
     out = value.clone()
-    where = _positions(site, batch)
+    where = positions(site, batch)
     if where is None:
         (out if site.head is None else out.select(1 if site.name == "pattern" else 2, site.head)).copy_(new)
         return out

@@ -4,6 +4,7 @@ With l the logits, p = softmax(l), A the answers and F the foils of a pair:
 
     logit_diff = mean_{a in A} l_a - mean_{f in F} l_f
     prob_diff  = sum_{a in A} p_a  - sum_{f in F} p_f
+    loss       = -log sum_{a in A} p_a
     kl         = sum_v r_v (log r_v - log p_v),  r = softmax of the reference's logits
     top1_agree = 1 where argmax l is argmax of the reference's logits, else 0
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from caseback.core.errors import TaskError
 from caseback.tasks.encode import PairBatch
 
-__all__ = ["kl", "logit_diff", "metric_of", "prob_diff", "right", "top1", "top1_agree"]
+__all__ = ["kl", "logit_diff", "loss", "metric_of", "prob_diff", "right", "top1", "top1_agree"]
 
 
 def logit_diff(logits: Float[Tensor, "batch vocab"], pairs: PairBatch) -> Float[Tensor, "batch"]:
@@ -34,6 +35,12 @@ def prob_diff(logits: Float[Tensor, "batch vocab"], pairs: PairBatch) -> Float[T
     """Probability of the answers minus probability of the foils, in [-1, 1]; differentiable."""
     probabilities = _wide(logits).softmax(dim=-1)
     return _sum(probabilities, pairs.answers) - _sum(probabilities, pairs.foils)
+
+
+def loss(logits: Float[Tensor, "batch vocab"], pairs: PairBatch) -> Float[Tensor, "batch"]:
+    """Negative log probability of the answers, in nats; differentiable."""
+    logs = _wide(logits).log_softmax(dim=-1).gather(1, pairs.answers.clamp(min=0))
+    return -logs.where(pairs.answers >= 0, -torch.inf).logsumexp(dim=1)
 
 
 def kl(logits: Float[Tensor, "batch vocab"], reference: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch"]:
