@@ -82,6 +82,7 @@ def new(
     as_json: Json = False,
 ) -> None:
     """Write a claim down before it is tested, with what its tests must show. What it was found on is never tested on."""
+    from caseback.show.claims import found_words
     from caseback.study import Study, plain
     from caseback.study.claims import Claim, FoundOn, found_on_run, found_on_task, new_claim
     from caseback.tasks.files import is_file, look
@@ -122,7 +123,7 @@ def new(
         typer.echo(json.dumps({"claim": written.id, **plain(written)}))
         return
     typer.echo(f"{safe(written.component)}: {safe(written.description)}")
-    typer.echo(f"found {_found(written)}; {len(found.prompts)} prompts set aside")
+    typer.echo(f"found {found_words(written)}; {len(found.prompts)} prompts set aside")
     typer.echo(f"claim {written.id}")
 
 
@@ -192,10 +193,10 @@ def test(
 def list_claims(out: Out = None, as_json: Json = False) -> None:
     """All claims of a study, with their status."""
     from caseback.study import Study
-    from caseback.study.claims import claims, standing
+    from caseback.study.claims import claims, standings
 
     study = Study(out)
-    found = [standing(study, claim) for claim in claims(study)]
+    found = standings(study, claims(study))
     if as_json:
         typer.echo(json.dumps([_json(each) for each in found]))
         return
@@ -212,6 +213,7 @@ def list_claims(out: Out = None, as_json: Json = False) -> None:
 @app.command("show")
 def show(claim: Name, out: Out = None, as_json: Json = False) -> None:
     """How a claim stands: status, rule, every test that was run; and a page of it."""
+    from caseback.show.claims import payload
     from caseback.study import Study
     from caseback.study.claims import read_claim, standing
 
@@ -221,7 +223,7 @@ def show(claim: Name, out: Out = None, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({**_json(found), "page": str(page)}))
         return
-    view = _view(found)
+    view = payload(found)
     typer.echo(f"{safe(view['claim'])}\n")
     for line in lines(view["sections"][0]["table"]):
         typer.echo(line)
@@ -257,13 +259,6 @@ def _range(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def _found(claim: Claim) -> str:
-    found = claim.found_on
-    if found.run:
-        return f"in run {found.run}"
-    return f"on the discovery half of {found.task}, seed {found.seed}" if found.task else "without data"
-
-
 def _standing(claim: Claim, out: Path | None) -> str:
     from caseback.study import Study
     from caseback.study.claims import standing
@@ -278,70 +273,11 @@ def _json(found: Standing) -> dict[str, Any]:
     return {"claim": found.claim.id, "status": found.status, **plain(found.claim), "tests": plain(found.tests)}
 
 
-def _view(found: Standing) -> dict[str, Any]:
-    """The page of a claim (`caseback.show.experiments`)."""
-    from caseback.study.finding import sheet
-
-    claim = found.claim
-    runs = {run: number for number, run in enumerate(dict.fromkeys(str(row["run"]) for row in found.tests), start=1)}
-    rows, took = [], []
-    for row in found.tests:
-        control = [row["control"], row["control_low"], row["control_high"]] if row["control"] is not None else None
-        over = [row["over"], row["over_low"], row["over_high"]]
-        value = [row["value"], row["low"], row["high"]]
-        rows.append([row["test"], value, control, row["bar"], over, row["verdict"], runs[row["run"]]])
-    for run, number in runs.items():
-        mine = [row for row in found.tests if row["run"] == run]
-        data = "; ".join(dict.fromkeys(row["split"] for row in mine))
-        took.append([number, run, data, mine[0]["pairs"], sum(row["forwards"] for row in mine)])
-    columns = "text test, percent value, percent control, text must reach, percent margin, text verdict, count run"
-    said = f"\N{LEFT DOUBLE QUOTATION MARK}{claim.description}\N{RIGHT DOUBLE QUOTATION MARK}"
-    notes = [
-        f"Found {_found(claim)}; none of its {len(claim.found_on.prompts)} prompts is tested on.",
-        "Predicted: "
-        + "; ".join(
-            [f"it carries at least {claim.at_least:.0%} of the answer ({' and '.join(claim.causal)})"]
-            + ([f"from {claim.attends[0]!r} it takes most from {claim.attends[1]!r}"] if claim.attends else [])
-            + ([f"its mean in its place takes {claim.effect[0]:.0%} to {claim.effect[1]:.0%}"] if claim.effect else [])
-        )
-        + ".",
-        "Rule: refuted if any test refutes it (its margin's whole interval lies below 0); supported if none does, sufficiency or "
-        "necessity supports it and specificity supports it (whole interval above 0); inconclusive otherwise; a hypothesis "
-        "before any test.",
-    ]
-    return {
-        "kind": "experiment",
-        "version": 1,
-        "title": f"Claim: {claim.component}",
-        "claim": f"{found.status.upper()}. {claim.component}: {said}",
-        "model": {"id": claim.model["id"], "revision": claim.model.get("revision")},
-        "task": {
-            "name": claim.found_on.task or "",
-            "description": "",
-            "metric": "",
-            "measured": max((row["pairs"] for row in found.tests), default=0),
-        },
-        "sections": [
-            {
-                "title": "Tests",
-                "text": "A value must reach the bar, on prompts the claim was not found on; the margin says by how much it does.",
-                "table": sheet(columns, rows),
-            },
-            {
-                "title": "Runs",
-                "text": "Where the tests were run. What two tests of a run share is counted for both.",
-                "table": sheet("count number, text run, text data, count pairs, count prompts run", took),
-            },
-        ],
-        "settings": {"claim": claim.id, "created": claim.created, "model_files": dict(claim.model["files"])},
-        "notes": notes,
-    }
-
-
 def _page(folder: Path, found: Standing) -> Path:
+    from caseback.show.claims import payload
     from caseback.show.report import page
     from caseback.study.files import write
 
     path = folder / "claims" / f"{found.claim.id}.html"
-    write(path, page({**_view(found), "environment": {}, "cost": {}}).encode(errors="replace"))
+    write(path, page({**payload(found), "environment": {}, "cost": {}}).encode(errors="replace"))
     return path

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from caseback.study import Study
+from caseback.study.claims import claim_ids
 from caseback.study.resume import is_locked
 
 __all__ = ["Events", "Watch"]
@@ -32,7 +33,7 @@ class Watch:
     _ended: dict[str, bool] = field(default_factory=dict)
 
     def look(self) -> dict[str, Any]:
-        """The runs computed now with their progress, and a `stamp` that changes whenever the list of runs does."""
+        """The runs computed now with their progress, and a `stamp` that changes whenever the list of runs, or of claims, does."""
         ids = self.study.ids()
         running = []
         for run in ids:
@@ -45,7 +46,8 @@ class Watch:
                 running.append({"id": run, **_progress(folder)})
         self._ended = {run: self._ended[run] for run in ids if run in self._ended}
         ended = sum(self._ended.values())
-        return {"stamp": f"{len(ids)} {ended} {' '.join(one['id'] for one in running)}", "running": running}
+        counts = f"{len(ids)} {ended} {len(claim_ids(self.study))}"
+        return {"stamp": f"{counts} {' '.join(one['id'] for one in running)}", "running": running}
 
 
 def _progress(folder: Path) -> dict[str, Any]:

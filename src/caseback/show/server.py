@@ -1,6 +1,7 @@
 """`caseback view`: the casebook as one local web application.
 
-    /  /run/ID  /compare  /prompt  /new     one shell; its script draws the page its address names
+    /  /run/ID  /compare  /claims  /claims/ID  /prompt  /new
+                                            one shell; its script draws the page its address names
     /static/...                             the modules and style sheets, read once, served by name
     /api/...                                JSON, server-sent events for what goes on, NDJSON for the prompt
 
@@ -38,7 +39,7 @@ from starlette.types import Receive, Scope, Send
 from caseback.core.errors import CasebackError, StudyError
 from caseback.model.load import load
 from caseback.model.model import Model
-from caseback.show import casebook
+from caseback.show import casebook, claims
 from caseback.show.follow import Events, Watch
 from caseback.show.forms import forms
 from caseback.show.guard import Guard, policy
@@ -119,6 +120,8 @@ class _App:
             "/api/runs/{run}/table": self.table,
             "/api/runs/{run}/events": self.events,
             "/api/compare": self.compare,
+            "/api/claims": self.claims,
+            "/api/claims/{claim}": self.claim,
             "/api/live": self.live,
             "/api/models": self.models,
             "/api/methods": self.methods,
@@ -130,7 +133,7 @@ class _App:
             "/api/jobs/{job}/cancel": self.cancel,
             "/api/runs/{run}/resume": self.resume,
         }
-        pages = ("/", "/run/{run}", "/compare", "/prompt", "/new")
+        pages = ("/", "/run/{run}", "/compare", "/claims", "/claims/{claim}", "/prompt", "/new")
         return [
             *(Route(path, self.page, methods=["GET"]) for path in pages),
             Route("/static/{name:path}", self.static, methods=["GET"]),
@@ -161,6 +164,12 @@ class _App:
     async def compare(self, request: Request) -> Response:
         a, b = (request.query_params.get(side, "") for side in "ab")
         return await _json(casebook.compared, self.study, a, b)
+
+    async def claims(self, request: Request) -> Response:
+        return await _json(claims.list_claims, self.study)
+
+    async def claim(self, request: Request) -> Response:
+        return await _json(claims.claim_of, self.study, request.path_params["claim"])
 
     async def table(self, request: Request) -> Response:
         name = request.query_params.get("name", "")
@@ -291,7 +300,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     """A request that cannot be carried out, in one sentence."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
-    return JSONResponse({"error": str(error)}, 404 if isinstance(error, casebook.NoSuchRun) else 400)
+    return JSONResponse(
+        {"error": str(error)}, 404 if isinstance(error, casebook.NoSuchRun | claims.NoSuchClaim) else 400
+    )
 
 
 async def _defect(request: Request, error: Exception) -> Response:

@@ -16,19 +16,22 @@ from caseback.study.claims.ledger import (
     Claim,
     FoundOn,
     Standing,
+    claim_ids,
     claims,
     found_on_run,
     found_on_task,
     new_claim,
     read_claim,
     standing,
+    standings,
 )
 from caseback.study.claims.method import CLAIM_TEST, ClaimTestConfig, asked
-from caseback.study.claims.rule import CAUSAL, TESTS, Outcome, Status, Verdict, status_of, verdict_of
+from caseback.study.claims.rule import CAUSAL, RULE, TESTS, Outcome, Status, Verdict, status_of, verdict_of
 
 __all__ = [
     "CAUSAL",
     "CLAIM_TEST",
+    "RULE",
     "TESTS",
     "Claim",
     "ClaimTestConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "Status",
     "Verdict",
     "asked",
+    "claim_ids",
     "claims",
     "found_on_run",
     "found_on_task",
@@ -46,6 +50,7 @@ __all__ = [
     "read_claim",
     "read_component",
     "standing",
+    "standings",
     "status_of",
     "verdict_of",
 ]

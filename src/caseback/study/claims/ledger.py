@@ -34,6 +34,7 @@ __all__ = [
     "Claim",
     "FoundOn",
     "Standing",
+    "claim_ids",
     "claims",
     "found_on_run",
     "found_on_task",
@@ -41,6 +42,7 @@ __all__ = [
     "prompt_hash",
     "read_claim",
     "standing",
+    "standings",
 ]
 
 METHOD = "claim-test"
@@ -212,6 +214,7 @@ def require_spans(task: Task, component: Component, model: Model, names: Sequenc
 
 
 def claim_ids(study: Study) -> tuple[str, ...]:
+    """The ids of all claims, in the order of the alphabet."""
     return tuple(sorted(path.stem for path in (study.path / "claims").glob("*.json") if not path.name.startswith(".")))
 
 
@@ -256,23 +259,36 @@ def _read(path: Path) -> Claim:
 def standing(study: Study, claim: Claim) -> Standing:
     """A claim's tests, found by its id among the study's finished runs (those of a random twin, which test the method, left
     out), and its status."""
-    rows: list[Mapping[str, Any]] = []
+    (found,) = standings(study, [claim])
+    return found
+
+
+def standings(study: Study, found: Sequence[Claim]) -> tuple[Standing, ...]:
+    """How several claims stand; every run is read once."""
+    tests = _tests(study)
+    return tuple(_standing(claim, tests.get(claim.id, [])) for claim in found)
+
+
+def _standing(claim: Claim, rows: Sequence[Mapping[str, Any]]) -> Standing:
+    verdicts = [(str(row["test"]), verdict_of(_end(row["over_low"], -1), _end(row["over_high"], 1))) for row in rows]
+    return Standing(claim=claim, status=status_of(verdicts), tests=tuple(rows))
+
+
+def _tests(study: Study) -> dict[str, list[Mapping[str, Any]]]:
+    """A claim's id → the rows of the runs that count for it."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
     for id in study.ids():
         if f"-{METHOD}-" not in id:
             continue
         try:
             record = Record.open(study.path / "runs" / id)
-            if (
-                record.spec.params.get("claim") != claim.id
-                or record.spec.params.get("twin")
-                or record.status != "finished"
-            ):
+            if record.spec.params.get("twin") or record.status != "finished":
                 continue
-            rows += [{**row, "run": id} for row in record.result["table"]["tests"]]
+            found = [{**row, "run": id} for row in record.result["table"]["tests"]]
+            rows.setdefault(str(record.spec.params.get("claim")), []).extend(found)
         except StudyError:
             continue  # a damaged run says nothing; `caseback runs` shows it
-    verdicts = [(str(row["test"]), verdict_of(_end(row["over_low"], -1), _end(row["over_high"], 1))) for row in rows]
-    return Standing(claim=claim, status=status_of(verdicts), tests=tuple(rows))
+    return rows
 
 
 def _end(value: float | None, side: int) -> float:

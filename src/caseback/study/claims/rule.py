@@ -27,7 +27,7 @@ from typing import Literal
 
 from caseback.evidence import Interval
 
-__all__ = ["CAUSAL", "TESTS", "Outcome", "Status", "Verdict", "status_of", "verdict_of"]
+__all__ = ["CAUSAL", "RULE", "TESTS", "Outcome", "Status", "Verdict", "status_of", "verdict_of"]
 
 Verdict = Literal["supports", "refutes", "undecided"]
 Status = Literal["hypothesis", "supported", "refuted", "inconclusive"]
@@ -35,6 +35,13 @@ Status = Literal["hypothesis", "supported", "refuted", "inconclusive"]
 TESTS = ("predict", "effect", "sufficiency", "necessity", "minimality", "specificity", "adversarial")
 """In the order they are run and shown."""
 CAUSAL = ("sufficiency", "necessity")
+RULE: dict[Status, str] = {
+    "refuted": "if any test refutes it (its margin's whole interval lies below 0)",
+    "supported": "if none does, sufficiency or necessity supports it and specificity supports it (whole interval above 0)",
+    "inconclusive": "otherwise",
+    "hypothesis": "before any test",
+}
+"""What `status_of` does, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
