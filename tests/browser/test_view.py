@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,9 @@ def runs(study: Study) -> None:
     study.run(asked, have={"model": model})
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    study = Study(tmp_path_factory.mktemp("casebook"))
-    runs(study)
-    place = friend.folder(tmp_path_factory.mktemp("model"))
+@contextmanager
+def serving(study: Study, place: Path) -> Iterator[App]:
+    """A server of a study on a free port."""
     listening = uvicorn.Config("", port=0, log_level="critical", lifespan="off").bind_socket()
     listening.listen()
     port = listening.getsockname()[1]
@@ -79,6 +78,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     thread.join(10)
     made.prompts.close()
     reap(made.jobs)
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    study = Study(tmp_path_factory.mktemp("casebook"))
+    runs(study)
+    with serving(study, friend.folder(tmp_path_factory.mktemp("model"))) as made:
+        yield made
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import { ask, follow } from "caseback/app/api";
 import { facets } from "caseback/app/facets";
 import { headline, moment, progress, runLink, status } from "caseback/app/parts";
 import { problem, typing } from "caseback/app/shell";
+import { walk } from "caseback/app/walk";
 import { el, put } from "caseback/dom";
 import { count } from "caseback/format";
 import { hashState } from "caseback/state";
@@ -125,25 +126,14 @@ export function page(root) {
   const compareUrl = () => `/compare#${new URLSearchParams({ a: marks()[0], b: marks()[1] })}`;
   const rowOf = (id) => [...list.querySelectorAll("tr[data-run]")].find((row) => row.dataset.run === id);
 
+  const links = () => [...list.querySelectorAll("th.of-run a")];
+  walk(search, links, () => state.set({ words: "", page: "1" }));
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const links = [...list.querySelectorAll("th.of-run a")];
-    const at = links.indexOf(document.activeElement);
-    if (event.target === search && event.key === "Escape") {
-      if (search.value) search.value = "", state.set({ words: "", page: "1" });
-      else search.blur();
-    }
-    const step = { ArrowDown: 1, ArrowUp: -1, j: 1, k: -1 }[event.key];
-    if (typing(event.target) && !(event.target === search && event.key === "ArrowDown")) return;
-    if (step && links.length) {
-      event.preventDefault();
-      if (at === 0 && step < 0) search.focus();
-      else links[Math.min(Math.max(at + step, 0), links.length - 1)].focus();
-    }
-    if (event.key === "Enter" && event.target === document.body) links[0]?.focus();
-    if (event.key === "x" && at >= 0) mark(links[at].closest("tr").dataset.run);
+    if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+    const focused = links().find((link) => link === document.activeElement);
+    if (event.key === "x" && focused) mark(focused.closest("tr").dataset.run);
     if (event.key === "c" && marks().length === 2) location.assign(compareUrl());
-    if (event.key === "Escape" && marks().length && event.target !== search) state.set({ marked: "" });
+    if (event.key === "Escape" && marks().length) state.set({ marked: "" });
   });
 
   let timer = 0;

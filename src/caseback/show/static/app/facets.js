@@ -11,7 +11,7 @@ export function facets(told, state, redraw) {
   const narrow = matchMedia("(max-width: 800px)").matches;
   const days = ["since", "until"].map((name) =>
     el("label", {}, name, el("input", { type: "date", value: state.get()[name], onchange: (event) => state.set({ [name]: event.target.value, page: "1" }) })));
-  const groups = NAMES.map(([key, title]) => group(key, title, told[key], state, redraw));
+  const groups = NAMES.map(([key, title]) => facet(key, title, told[key], state, redraw));
   const chosen = NAMES.filter(([key]) => state.get()[key]).length + ["since", "until"].filter((key) => state.get()[key]).length;
   const box = el("details", { class: "narrow-down", open: !narrow || open.has("all"),
     ontoggle: () => (box.open ? open.add("all") : open.delete("all")) },
@@ -20,7 +20,8 @@ export function facets(told, state, redraw) {
   return box;
 }
 
-function group(key, title, values, state, redraw) {
+// One choice: values is [[name, how many], …].
+export function facet(key, title, values, state, redraw) {
   const wanted = state.get()[key];
   if (values.length < 2 && !wanted) return null;
   const shown = open.has(key) ? values : values.filter(([name], i) => i < MOST || name === wanted);

@@ -3,7 +3,8 @@
 import { el } from "caseback/dom";
 import { count, duration, number } from "caseback/format";
 
-const SIGNS = { finished: "●", running: "◐", interrupted: "◌", unfinished: "◌", failed: "✕", damaged: "✕" };
+const SIGNS = { finished: "●", running: "◐", interrupted: "◌", unfinished: "◌", failed: "✕", damaged: "✕",
+  supported: "✓", refuted: "✕", inconclusive: "≈", hypothesis: "○", supports: "✓", refutes: "✕", undecided: "≈" };
 
 export const status = (name) =>
   el("span", { class: `status ${name in SIGNS ? name : ""}` }, el("i", { "aria-hidden": "true" }, SIGNS[name] ?? "?"), name);
@@ -37,4 +38,5 @@ export function headline(numbers, most = 3) {
     el("span", {}, el("small", {}, name.replaceAll("_", " ")), " ", Number.isInteger(value) ? count(value) : number(value))));
 }
 
+export const claimLink = (id, ...inside) => el("a", { href: `/claims/${encodeURIComponent(id)}` }, ...inside);
 export const runLink = (id, ...inside) => el("a", { href: `/run/${encodeURIComponent(id)}` }, ...inside);

@@ -1,8 +1,9 @@
 // One run: its drawing as in the report, or how far it is; then its tables, how to reopen it, and all that happened.
 
 import { ask, follow, send, text } from "caseback/app/api";
+import { reopen } from "caseback/app/code";
 import { stopButton } from "caseback/app/jobs";
-import { moment, progress, status } from "caseback/app/parts";
+import { claimLink, moment, progress, status } from "caseback/app/parts";
 import { escapes, problem } from "caseback/app/shell";
 import { el, put, visible } from "caseback/dom";
 import { duration } from "caseback/format";
@@ -43,6 +44,7 @@ function head(run, title, description) {
       el("span", {}, moment(run.created)),
       el("span", {}, duration(cost.seconds), cost.sessions > 1 && el("small", {}, ` in ${cost.sessions} sessions`)),
       el("span", { class: "id" }, el("bdi", {}, run.id)),
+      run.method === "claim-test" && claimLink(run.params.claim, "the claim and all its tests"),
       run.status === "finished" && el("a", { href: `/compare#${new URLSearchParams({ a: run.id })}` }, "compare with another"),
       el("span", { id: "act" }, ["interrupted", "unfinished", "failed", "damaged"].includes(run.status) &&
         el("button", { type: "button", class: "act", onclick: (event) => goOn(event.target, run.id) }, "Go on with it"))));
@@ -77,9 +79,7 @@ function about(run, api) {
       el("h2", {}, "Tables"),
       el("p", { class: "downloads" }, run.tables.map((name) =>
         el("button", { type: "button", class: "quiet", onclick: () => download(api, run.id, name) }, el("bdi", {}, name), " .csv")))),
-    el("section", {},
-      el("h2", {}, "Reopen it"),
-      el("div", { class: "codes" }, Object.entries(run.code).map(([name, code]) => codeBox(name, code)))),
+    reopen(run.code),
     el("section", { class: "record" },
       el("h2", {}, "The record"),
       el("div", { class: "lists" },
@@ -88,21 +88,6 @@ function about(run, api) {
         list("Model files", run.model.files ?? {})),
       events(run)),
   ];
-}
-
-function codeBox(name, code) {
-  const button = el("button", { type: "button", class: "quiet", onclick: copy }, "copy");
-  async function copy() {
-    try {
-      await navigator.clipboard.writeText(code);
-      put(button, "copied");
-    } catch {
-      getSelection().selectAllChildren(pre);
-    }
-  }
-  const lines = code.trimEnd().split("\n").flatMap((line) => [line, el("br")]);
-  const pre = el("code", { class: "code" }, lines);
-  return el("figure", {}, el("figcaption", {}, el("h3", {}, name === "python" ? "Python" : "Terminal"), button), pre);
 }
 
 async function download(api, id, name) {

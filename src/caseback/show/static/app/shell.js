@@ -2,7 +2,7 @@
 
 import { el, put } from "caseback/dom";
 
-const PLACES = [["", "/", "Casebook"], ["prompt", "/prompt", "Prompt"], ["new", "/new", "New study"]];
+const PLACES = [["", "/", "Casebook"], ["claims", "/claims", "Claims"], ["prompt", "/prompt", "Prompt"], ["new", "/new", "New study"]];
 const THEME = "caseback-theme";
 
 // Puts the shell into `root` and returns the box for the page.
@@ -34,6 +34,8 @@ export const typing = (node) => node.matches?.("textarea, select, input:not([typ
 function keysOf(name) {
   const all = [[["/"], "search"]];
   if (name === "") all.push([["↑", "↓"], "choose a run"], [["Enter"], "open it"], [["x"], "mark it"], [["c"], "compare the marked"]);
+  if (name === "claims") all.push([["↑", "↓"], "choose a claim"], [["Enter"], "open it"]);
+  if (name === "claim") all.push([["Esc"], "back to the claims"]);
   if (name === "run" || name === "compare") all.push([["Esc"], "back to the casebook"]);
   if (name === "prompt") all.push([["←", "→"], "choose a token"]);
   return all;
@@ -61,12 +63,12 @@ function themeButton() {
   return button;
 }
 
-// Escape leads back to the casebook, unless something on the page has a use for it.
-export function escapes(busy = () => false) {
+// Escape leads back, to the casebook or another page, unless something on the page has a use for it.
+export function escapes(busy = () => false, back = "/") {
   addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented) return;
     if (typing(event.target)) event.target.blur();
-    else if (!event.target.closest?.("[role=grid]") && !busy()) location.assign("/");
+    else if (!event.target.closest?.("[role=grid]") && !busy()) location.assign(back);
   }, { capture: true });
 }
 
