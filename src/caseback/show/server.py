@@ -45,6 +45,7 @@ from caseback.show.forms import forms
 from caseback.show.guard import Guard, policy
 from caseback.show.jobs import Jobs
 from caseback.show.live import Live, known_models, look_of
+from caseback.show.stop import stop
 from caseback.study import Study
 
 __all__ = ["DEFAULT_PORT", "Application", "application", "serve"]
@@ -132,6 +133,7 @@ class _App:
             "/api/jobs": self.start,
             "/api/jobs/{job}/cancel": self.cancel,
             "/api/runs/{run}/resume": self.resume,
+            "/api/runs/{run}/stop": self.stop,
         }
         pages = ("/", "/run/{run}", "/compare", "/claims", "/claims/{claim}", "/prompt", "/new")
         return [
@@ -197,6 +199,9 @@ class _App:
 
     async def resume(self, request: Request) -> Response:
         return await _json(self.jobs.resume, request.path_params["run"])
+
+    async def stop(self, request: Request) -> Response:
+        return await _json(lambda: {"process": stop(casebook.find(self.study, request.path_params["run"]))})
 
     async def prompt(self, request: Request) -> Response:
         look = look_of(await request.json())
