@@ -29,7 +29,7 @@ from caseback.model.model import Model
 from caseback.model.run import plan_sites
 from caseback.model.sites import Site, parse
 
-__all__ = ["PROMPT", "Channel", "Hypothesis", "Input", "Node", "read_hypothesis"]
+__all__ = ["PROMPT", "Channel", "Hypothesis", "Input", "Node", "hypothesis_file", "others", "read_hypothesis"]
 
 Channel = Literal["q", "k", "v"]
 CHANNELS: tuple[Channel, ...] = ("q", "k", "v")
@@ -99,8 +99,7 @@ class Hypothesis:
         return replace(self, nodes={key: replace(node, agree=features) for key, node in self.nodes.items()})
 
     def elsewhere(self, model: Model, rng: np.random.Generator) -> Hypothesis:
-        """The same structure in other places: layers in the same order, heads drawn; the embedding stays. The same
-        hypothesis where there is no other place."""
+        """The same structure in places drawn evenly: layers in the same order, heads of each; the embedding stays."""
         layers = sorted({_layer(site) for site in self.sites if site.name != "resid_pre"})
         able = [l for l in range(model.n_layers) if all(l in model.site_layers[s.name] for s in self.sites)]
         drawn = np.sort(rng.choice(able, size=len(layers), replace=False)) if len(able) >= len(layers) else layers
@@ -226,18 +225,39 @@ class Hypothesis:
         return {"about": self.about, "output": said(self.output), "nodes": nodes}
 
 
-def read_hypothesis(path: str | Path) -> Hypothesis:
-    """From a JSON file; raises CircuitError with the file's name for what is wrong in it."""
+def hypothesis_file(name: str | Path | None) -> Path:
+    """A file, or that of a name in the library; raises CircuitError with the names there are."""
+    library = {file.stem: file for file in (Path(__file__).parent / "library").glob("*.json")}
+    if name is None or not (str(name) in library or Path(name).is_file()):
+        raise CircuitError(
+            f"{'say which hypothesis' if name is None else f'there is no hypothesis {str(name)!r}'}: a JSON file "
+            f"(docs/scrub.md), or one that comes with caseback: {', '.join(sorted(library))}"
+        )
+    return Path(name) if Path(name).is_file() else library[str(name)]
+
+
+def read_hypothesis(name: str | Path | None) -> Hypothesis:
+    """From a JSON file, or by its name in the library; raises CircuitError with the file's name for what is wrong in it."""
+    path = hypothesis_file(name)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except FileNotFoundError:
-        raise CircuitError(f"there is no file {path}; a hypothesis is a JSON file (docs/scrub.md)") from None
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise CircuitError(f"{path} is no JSON: {error}") from None
     try:
         return Hypothesis.of(data)
     except CircuitError as error:
         raise CircuitError(f"{path}: {error}") from None
+
+
+def others(hypothesis: Hypothesis, model: Model, n: int, rng: np.random.Generator) -> tuple[Hypothesis, ...]:
+    """n different hypotheses of the same structure in other places; fewer where there are fewer."""
+    own = frozenset(hypothesis.sites)
+    found: dict[tuple[Site, ...], Hypothesis] = {}
+    for _ in range(20 * n):
+        other = hypothesis.elsewhere(model, rng)
+        if frozenset(other.sites) != own and len(found) < n:
+            found.setdefault(other.sites, other)
+    return tuple(found.values())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ COMMANDS = {
     "tune-lens": ("caseback.cli.tuned:tune_lens", "Train a lens that says early what the model says late."),
     "patch": ("caseback.cli.reading:patch", "Which layers and positions carry a task's answer."),
     "paths": ("caseback.cli.reading:paths", "Through which later heads a head matters."),
+    "scrub": ("caseback.cli.reading:scrub", "Whether a hypothesis says all that matters: causal scrubbing."),
     "dla": ("caseback.cli.reading:dla", "Which heads, MLPs and features write a task's answer."),
     "heads": ("caseback.cli.heads:heads", "Previous-token, duplicate, induction and copying heads."),
     "attention": ("caseback.cli.heads:attention", "Where heads look in a prompt, and what they take from there."),

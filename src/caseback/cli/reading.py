@@ -1,4 +1,4 @@
-"""`caseback lens`, `patch`, `paths`, `dla`, `attribute` and `attribute-input`: ways of reading, each a run with a page."""
+"""`caseback lens`, `patch`, `paths`, `scrub`, `dla`, `attribute` and `attribute-input`: ways of reading, each a run with a page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from caseback.cli.looking import carry_out
 from caseback.cli.options import Device, Dtype, Force, Json, ModelName, Out, Prompt, Seed, StudyTask, Twin
 
-__all__ = ["attribute", "attribute_input", "dla", "lens", "patch", "paths"]
+__all__ = ["attribute", "attribute_input", "dla", "lens", "patch", "paths", "scrub"]
 
 Number = Annotated[int | None, typer.Option("--n", min=2, help="Pairs (default: 40, or all of a file).")]
 
@@ -117,6 +117,33 @@ def paths(
 
     own = {"task": task, "n": _pairs(task, n, 16), "sender": sender, "direction": direction.value}
     carry_out(PATHS, locals(), own | {"span": span, "through_mlps": through_mlps})
+
+
+def scrub(
+    hypothesis: Annotated[
+        str,
+        typer.Argument(metavar="HYPOTHESIS", help="A JSON file, or the name of one that comes with caseback (ioi)."),
+    ],
+    task: StudyTask,
+    n: Annotated[int | None, typer.Option("--n", min=2, help="Pairs (default: 400, or all of a file).")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Exchanges for every prompt.")] = 4,
+    others: Annotated[int, typer.Option(min=0, help="Hypotheses of the same structure in other places.")] = 8,
+    model: ModelName = None,
+    twin: Twin = False,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Exchange all that a hypothesis lets be exchanged, and see what is left of the answer: causal scrubbing."""
+    from caseback.circuits.hypothesis import read_hypothesis
+    from caseback.study.readings import SCRUB
+
+    read_hypothesis(hypothesis)  # before a model is loaded
+    own = {"hypothesis": hypothesis, "task": task, "n": _pairs(task, n, 400)}
+    carry_out(SCRUB, locals(), own | {"draws": draws, "others": others})
 
 
 def dla(

@@ -11,6 +11,7 @@ from caseback.study.readings.of_heads import HEADS, HeadsConfig
 from caseback.study.readings.of_inputs import INPUT, InputConfig
 from caseback.study.readings.of_paths import PATHS, PathsConfig
 from caseback.study.readings.of_prompts import ATTRIBUTE, LENS, AttributeConfig, LensConfig
+from caseback.study.readings.of_scrub import SCRUB, ScrubConfig
 from caseback.study.readings.of_tasks import DLA, PATCH, DlaConfig, PatchConfig
 from caseback.study.readings.of_weights import WEIGHTS, WeightsConfig
 
@@ -23,6 +24,7 @@ __all__ = [
     "LENS",
     "PATCH",
     "PATHS",
+    "SCRUB",
     "WEIGHTS",
     "AttentionConfig",
     "AttributeConfig",
@@ -32,5 +34,6 @@ __all__ = [
     "LensConfig",
     "PatchConfig",
     "PathsConfig",
+    "ScrubConfig",
     "WeightsConfig",
 ]
