@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.model.model import Model
 from caseback.model.prefix import Prefix
 from caseback.model.run import execute
@@ -104,35 +105,41 @@ def edit(
     layers: Sequence[int],
     ranks: Sequence[int] = RANKS,
     seed: int = 0,
+    stages: Stages | None = None,
     progress: Progress = silent,
 ) -> Edited:
-    """Make every sample answer as its target, by every layer and rank and by the controls.
+    """Make every sample answer as its target, by every layer and rank and by the controls; `stages` saves what is known
+    after every sample.
 
     Cost: layers · (2 ranks + 2) rows of the tokens from the subject on, a sample; one decomposition a layer.
     """
     ranks = [rank for rank in ranks if rank <= operators.rank]
     if not layers or not ranks:
         raise RelationError("a causal edit needs at least one layer and one rank")
-    twins = [spectrum_svd(operators.svd(layer)[1], model.d_model, seed=seed) for layer in layers]
+    twin = cache(lambda layer: spectrum_svd(operators.svd(layer)[1], model.d_model, seed=seed))
     token = seen.first
     unembedding = model.hf.get_output_embeddings().weight
-    right = np.zeros((len(layers), 2 * len(ranks) + 2, len(seen)), dtype=bool)
-    for i, prompt in enumerate(seen.prompts):
+
+    def edited(state: Checkpoint | None, i: int) -> Checkpoint:
+        shape = (len(layers), 2 * len(ranks) + 2, len(seen))
+        right = state.arrays["right"].copy() if state else np.zeros(shape, dtype=bool)
         j = int(target[i])
         if j < 0:
-            continue
+            return Checkpoint({"right": right})
         s, delta = seen.s[i], seen.z[j] - seen.z[i]
         direction = unembedding[token[j]].to(s)
         rows = []
-        for number, layer in enumerate(layers):
+        for layer in layers:
             here = s[layer]
             steered = direction * (here.norm() / direction.norm())
             moved = here + operators.invert(layer, delta, ranks=ranks)
-            random = here + invert(twins[number], delta, ranks=ranks)
+            random = here + invert(twin(layer), delta, ranks=ranks)
             rows.append(torch.cat([moved, random, seen.s[j, layer][None], steered[None]]))
-        said = edited_tokens(model, prompt, layers, torch.stack(rows))
+        said = edited_tokens(model, seen.prompts[i], layers, torch.stack(rows))
         right[:, :, i] = (said == token[j]).cpu().numpy()
-        progress("causality", i + 1, len(seen))
+        return Checkpoint({"right": right})
+
+    right = (stages or InMemory(progress)).fold("causality", len(seen), edited).arrays["right"]
     r = len(ranks)
     return Edited(
         layers=tuple(layers),

@@ -26,9 +26,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.model.model import Model
 from caseback.relations.observe import Observed
 from caseback.relations.operator import Operators, spectrum_svd, through
+from caseback.relations.saved import array_of
 
 __all__ = ["BETAS", "Answers", "answers", "ridge"]
 
@@ -81,33 +84,49 @@ class Answers:
 
 
 @torch.no_grad()
-def answers(model: Model, operators: Operators, seen: Observed, *, betas: Sequence[float] = BETAS) -> Answers:
-    """Decode every sample by the operator of every layer at every β, and by the controls.
+def answers(
+    model: Model,
+    operators: Operators,
+    seen: Observed,
+    *,
+    betas: Sequence[float] = BETAS,
+    stages: Stages | None = None,
+    stage: str = "answers",
+    progress: Progress = silent,
+) -> Answers:
+    """Decode every sample by the operator of every layer at every β, and by the controls; `stages` saves what is known
+    after every layer, under the name `stage`.
 
     Cost: layers · (β + 4) · samples rows of the unembedding, 2·d·vocabulary flops each.
     """
     decode = partial(seen.reading.decode, model)
-    lre: list[Tensor] = []
-    controls: dict[str, list[Tensor]] = {name: [] for name in ("identity", "translation", "ridge", "bias")}
     grid = torch.tensor(list(betas), device=seen.s.device, dtype=seen.s.dtype)[:, None, None]
-    for layer in range(operators.n_layers):
-        s = seen.s[:, layer]
-        said = grid * operators.linear(layer, s) + operators.b[layer]
-        lre.append(decode(said))
-        known = operators.s[:, layer]
+
+    def decoded(state: Checkpoint | None, layer: int) -> Checkpoint:
+        s, known = seen.s[:, layer], operators.s[:, layer]
         maps = {
+            "lre": grid * operators.linear(layer, s) + operators.b[layer],
             "identity": s,
             "translation": s + (operators.z - known).mean(dim=0),
             "ridge": ridge(known, operators.z, s),
             "bias": operators.b[layer].expand(1, -1),
         }
-        for name, value in maps.items():
-            controls[name].append(decode(value).expand(len(seen)))
+        new = {name: decode(value) for name, value in maps.items()}
+        new["bias"] = new["bias"].expand(len(seen))
+        before = state.arrays if state else {}
+        return Checkpoint(
+            {
+                name: np.concatenate([*([before[name]] if state else []), array_of(said[None])])
+                for name, said in new.items()
+            }
+        )
+
+    found = (stages or InMemory(progress)).fold(stage, operators.n_layers, decoded).arrays
     return Answers(
         token=seen.token.cpu().numpy(),
-        lre=torch.stack(lre).cpu().numpy(),
+        lre=found["lre"],
         betas=tuple(betas),
-        controls={name: torch.stack(found).cpu().numpy() for name, found in controls.items()},
+        controls={name: found[name] for name in ("identity", "translation", "ridge", "bias")},
     )
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import InMemory, Stages
 from caseback.model.model import Model
 from caseback.relations import causal, faithful
 from caseback.relations.observe import FIRST_TOKEN, Observed, Reading, draw, observe
@@ -122,9 +123,17 @@ def drawn(relation: Relation, config: JudgeConfig, split: int = 0) -> tuple[list
 
 
 def judge_split(
-    model: Model, relation: Relation, config: JudgeConfig, split: int = 0, *, progress: Progress = silent
+    model: Model,
+    relation: Relation,
+    config: JudgeConfig,
+    split: int = 0,
+    *,
+    stages: Stages | None = None,
+    progress: Progress = silent,
 ) -> Split:
-    """Fit, choose, score. Raises RelationError where too few samples count."""
+    """Fit, choose, score; `stages` saves what is known after every few seconds. Raises RelationError where too few samples
+    count."""
+    stages = stages or InMemory(progress)
     if config.sketch is not None:
         check_sketch(model, config.sketch)
     template = template_of(relation, config)
@@ -137,7 +146,8 @@ def judge_split(
     if whole:
         question = ask(model, template, train[0]).text
         reading = Whole.of(model, [sample.object for sample in relation.samples], question)
-    asked = observe(model, [relation.samples[i] for i in rest], template, examples, reading=reading, progress=progress)
+    others = [relation.samples[i] for i in rest]
+    asked = observe(model, others, template, examples, reading=reading, stages=stages, progress=progress)
     counted = np.flatnonzero(asked.known) if config.known else np.arange(len(asked))
     if len(counted) < LEAST:
         raise RelationError(
@@ -147,13 +157,13 @@ def judge_split(
         )
     seen, places = asked[counted], np.array(rest)[counted]
     shots, sketch = not config.zero_shot, config.sketch
-    fitted = partial(fit, model, train, template, shots=shots, sketch=sketch, seed=seed, progress=progress)
+    fitted = partial(fit, model, train, template, shots=shots, sketch=sketch, seed=seed, stages=stages)
     operators = fitted(whole=whole)
-    found = faithful.answers(model, operators, seen)
+    found = faithful.answers(model, operators, seen, stages=stages)
     rivals = {}
     if isinstance(reading, Whole):
-        plain = fitted()
-        rivals["first"] = faithful.answers(model, plain, replace(seen, reading=reading.first_tokens))
+        plain, first = fitted(stage="first-operator"), replace(seen, reading=reading.first_tokens)
+        rivals["first"] = faithful.answers(model, plain, first, stages=stages, stage="first-answers")
     order = np.random.default_rng(seed).permutation(len(seen))
     halves = (np.sort(order[::2]), np.sort(order[1::2]))
     scores = {name: np.zeros(len(seen), dtype=bool) for name in ("strict", "prefix", *config.controls)}
@@ -178,7 +188,7 @@ def judge_split(
     cut = faithful.cut_answers(model, operators, seen, layer, found.betas[beta], ranks) == found.token
     enough = [r for r, right in zip(ranks, cut, strict=True) if right.sum() >= found.strict[layer, beta].sum()]
 
-    edits = _edits(model, operators, seen, order, config, seed, progress)
+    edits = _edits(model, operators, seen, order, config, seed, stages)
     for fold, choice in zip(folds, edits.folds, strict=True):
         fold |= choice
     arrays: dict[str, np.ndarray] = {
@@ -240,7 +250,7 @@ def _edits(
     order: np.ndarray,
     config: JudgeConfig,
     seed: int,
-    progress: Progress,
+    stages: Stages,
 ) -> _Edits:
     """Edit up to `pairs` samples, half from each half; layer and rank are chosen on one half and scored on the other."""
     layers = list(range(0, model.n_layers, 1 if config.layers == "all" else 2))
@@ -262,7 +272,7 @@ def _edits(
         curves |= {f"edited_{name}": np.full(len(layers), np.nan) for name in ("swap", "unembedding")}
         return _Edits(scores=scores, curves=curves, folds=(none, none), chosen=none)
     # targets are places among `few`; a sample without one is left out of the scores but may be a target
-    found = causal.edit(model, operators, few, target, layers=layers, seed=seed, progress=progress)
+    found = causal.edit(model, operators, few, target, layers=layers, seed=seed, stages=stages)
     edited = np.flatnonzero(target >= 0)
     folds = []
     for choose, report in (parts, parts[::-1]):

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from caseback.core.errors import FamilyError, RelationError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.model.model import Model
 from caseback.relations.operator import decode
 from caseback.relations.prompt import SUBJECT, Prompt, ask, batch_of
 from caseback.relations.relation import Sample
+from caseback.relations.saved import array_of, tensor_of
 
 __all__ = ["FIRST_TOKEN", "FirstToken", "Observed", "Own", "Reading", "begins", "draw", "observe"]
 
@@ -53,6 +55,7 @@ class Reading(Protocol):
         prompts: Sequence[Prompt],
         token: Int[Tensor, "sample"],
         z: Float[Tensor, "sample d"],
+        stages: Stages,
         progress: Progress = silent,
     ) -> Own:
         """The model's answers, given its likeliest token and the final stream at the end of each prompt."""
@@ -86,6 +89,7 @@ class FirstToken:
         prompts: Sequence[Prompt],
         token: Int[Tensor, "sample"],
         z: Float[Tensor, "sample d"],
+        stages: Stages,
         progress: Progress = silent,
     ) -> Own:
         return Own(token, z)
@@ -146,15 +150,30 @@ def observe(
     *,
     reading: Reading = FIRST_TOKEN,
     tokens: int = 1500,
+    stages: Stages | None = None,
     progress: Progress = silent,
 ) -> Observed:
-    """Ask the model every sample after the same examples, `tokens` tokens at a time. Raises FamilyError where the model's
-    answer is not the norm and unembedding of its final stream, for then no operator can be decoded."""
+    """Ask the model every sample after the same examples, `tokens` tokens at a time, each time a stage.
+
+    Raises FamilyError where the model's answer is not the norm and unembedding of its final stream, for then no operator
+    can be decoded.
+    """
     if not samples:
         raise RelationError("there are no samples to ask about")
     prompts = [ask(model, template, sample, examples) for sample in samples]
-    states, ends, said, lost, scale = [], [], [], [], 0.0
-    start = 0
+    stages = stages or InMemory()
+    like = torch.empty(0, device=model.device, dtype=model.hf.dtype)
+    reads = [f"resid_pre.{layer}@{SUBJECT}[-1]" for layer in range(model.n_layers)]
+
+    def asked(some: Sequence[Prompt]) -> Checkpoint:
+        run = model.run(batch_of(model, some), read=[*reads, "resid_final@end"])
+        assert run.logits is not None
+        s, z = torch.stack([run[site] for site in reads], dim=1), run["resid_final@end"]
+        lost = run.logits.amax(dim=-1) - run.logits.gather(1, decode(model, z)[:, None])[:, 0]
+        found = {"s": s, "z": z, "token": run.logits.argmax(dim=-1), "lost": lost, "scale": run.logits.abs().max()}
+        return Checkpoint({name: array_of(value) for name, value in found.items()})
+
+    parts, start = [], 0
     while start < len(prompts):
         width = len(prompts[start].ids)
         after = start + 1
@@ -163,28 +182,23 @@ def observe(
             if (after + 1 - start) * width > tokens:
                 break
             after += 1
-        batch = batch_of(model, prompts[start:after])
-        reads = [f"resid_pre.{layer}@{SUBJECT}[-1]" for layer in range(model.n_layers)]
-        run = model.run(batch, read=[*reads, "resid_final@end"])
-        assert run.logits is not None
-        states.append(torch.stack([run[site] for site in reads], dim=1))
-        ends.append(run["resid_final@end"])
-        said.append(run.logits.argmax(dim=-1))
-        lost.append(run.logits.amax(dim=-1) - run.logits.gather(1, decode(model, ends[-1])[:, None])[:, 0])
-        scale = max(scale, float(run.logits.abs().max()))
+        part = stages.stage(f"observe-{start}", lambda: asked(prompts[start:after]))  # noqa: B023 - called at once
+        parts.append({name: tensor_of(array, like) for name, array in part.arrays.items() if name != "token"})
+        parts[-1]["token"] = torch.from_numpy(part.arrays["token"]).to(model.device)
         start = after
         progress("observe", start, len(prompts))
-    z, token = torch.cat(ends), torch.cat(said)
+    states, z, token, lost = (torch.cat([part[name] for part in parts]) for name in ("s", "z", "token", "lost"))
+    scale = max(float(part["scale"]) for part in parts)
     # of logits that differ by rounding alone either may win
-    if float(torch.cat(lost).max()) > (1e-5 if model.hf.dtype in (torch.float32, torch.float64) else 2e-2) * scale:
+    if float(lost.max()) > (1e-5 if model.hf.dtype in (torch.float32, torch.float64) else 2e-2) * scale:
         raise FamilyError(
             f"{model.family.name} does more between its final stream and its logits than a norm and an unembedding, so "
             "operators cannot be decoded"
         )
-    own = reading.own(model, prompts, token, z, progress)
+    own = reading.own(model, prompts, token, z, stages, progress)
     return Observed(
         prompts=tuple(prompts),
-        s=torch.cat(states),
+        s=states,
         z=own.z,
         token=own.answer,
         known=reading.right(model, own.answer, prompts),

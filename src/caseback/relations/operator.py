@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.model.end import end
 from caseback.model.model import Model
 from caseback.model.prefix import Prefix
 from caseback.relations.jacobian import expand
 from caseback.relations.prompt import answered, ask
 from caseback.relations.relation import Sample
+from caseback.relations.saved import array_of, tensor_of
 from caseback.relations.sketch import check_sketch, error_of, find_basis, probes
 
 __all__ = ["Operators", "Svd", "decode", "fit", "invert", "spectrum_svd", "spectrum_twin", "svd", "through"]
@@ -133,13 +136,16 @@ def fit(
     sketch: int | Float[Tensor, "d k"] | None = None,
     seed: int = 0,
     rows: int | None = None,
+    stages: Stages | None = None,
+    stage: str = "operator",
     progress: Progress = silent,
 ) -> Operators:
     """Estimate a relation's operators from training samples; with `shots` each is asked after the others as examples. With
     `whole` its object is written behind it, and z is the mean over the places that predict the object's tokens.
 
     `sketch`: along how many directions of z only, fewer than d, or along which (orthonormal columns); `seed` draws them, and
-    the probes of what they miss. Raises RelationError without a sample or for another number of directions.
+    the probes of what they miss. `stages` saves what is known after each sample, under the name `stage`. Raises
+    RelationError without a sample or for another number of directions.
 
     Cost: one forward and one backward of d rows a sample, for all layers (`caseback.relations.jacobian`); a sketch's is in
     `caseback.relations.sketch`.
@@ -152,20 +158,31 @@ def fit(
     others = [[one for j, one in enumerate(samples) if j != i] if shots else [] for i in range(n)]
     asked = [ask(model, template, *pair) for pair in zip(samples, others, strict=True)]
     prompts = [answered(model, prompt) for prompt in asked] if whole else asked
-    prefixes = [Prefix.of(model, prompt.ids, prompt.at) for prompt in prompts]
-    basis = sketch
-    if isinstance(basis, int):
-        basis = find_basis(model, prompts, basis, seed=seed, prefixes=prefixes, rows=rows)
+    stages = stages or InMemory(progress)
+    like = torch.empty(0, device=model.device, dtype=model.hf.dtype)
+    zero = torch.zeros(())
+    prefix = cache(lambda i: Prefix.of(model, prompts[i].ids, prompts[i].at))
+
+    def found_basis(k: int) -> Checkpoint:
+        prefixes = [prefix(i) for i in range(n)]
+        basis = find_basis(model, prompts, k, seed=seed, prefixes=prefixes, rows=rows)
+        return Checkpoint({"basis": array_of(basis)})
+
+    basis = None if isinstance(sketch, int) else sketch
+    if isinstance(sketch, int):
+        basis = tensor_of(stages.stage(f"{stage}-basis", lambda: found_basis(sketch)).arrays["basis"], like)
     along = None if basis is None else torch.cat([basis.T, probes(basis, seed=seed)])
-    J = Js = torch.zeros(())
-    states, ends = [], []
-    for i, (prompt, prefix) in enumerate(zip(prompts, prefixes, strict=True)):
-        found = expand(model, prompt, along=along, prefix=prefix, rows=rows)
-        J, Js = J + found.J / n, Js + found.Js / n
-        states.append(found.s)
-        ends.append(found.z)
-        progress("operator", i + 1, n)
-    z, error = torch.stack(ends), None
+
+    def expanded(state: Checkpoint | None, i: int) -> Checkpoint:
+        found = expand(model, prompts[i], along=along, prefix=prefix(i), rows=rows)
+        before = {name: tensor_of(array, like) for name, array in state.arrays.items()} if state else {}
+        sums = {name: before.get(name, zero) + getattr(found, name) / n for name in ("J", "Js")}
+        kept = {name: torch.cat([*([before[name]] if state else []), getattr(found, name)[None]]) for name in "sz"}
+        return Checkpoint({name: array_of(value) for name, value in {**sums, **kept}.items()})
+
+    sums = stages.fold(stage, n, expanded).arrays
+    J, Js, s, z = (tensor_of(sums[name], like) for name in ("J", "Js", "s", "z"))
+    error = None
     if basis is not None:
         k = basis.shape[1]
         error, J, Js = error_of(J[:, :k], J[:, k:]), J[:, :k], Js[:, :k] @ basis.T
@@ -175,7 +192,7 @@ def fit(
         shots=shots,
         W=J,
         b=z.mean(dim=0) - Js,
-        s=torch.stack(states),
+        s=s,
         z=z,
         basis=basis,
         error=error,

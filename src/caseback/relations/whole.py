@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, Stages
 from caseback.model.batch import Batch
 from caseback.model.end import end
 from caseback.model.model import Model
@@ -34,11 +36,14 @@ from caseback.model.prefix import Prefix
 from caseback.model.run import execute
 from caseback.relations.observe import Own
 from caseback.relations.prompt import Prompt, object_tokens
+from caseback.relations.saved import array_of, tensor_of
 
 __all__ = ["Whole"]
 
 CACHED = 4096
 """Tokens, those of the cached prompt among them, that the rows of one batch have at most."""
+PROMPTS = 4
+"""Asked between two saves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,24 +99,34 @@ class Whole:
         prompts: Sequence[Prompt],
         token: Int[Tensor, "sample"],
         z: Float[Tensor, "sample d"],
+        stages: Stages,
         progress: Progress = silent,
     ) -> Own:
-        """The model's answers, and the mean stream over the places that predict their tokens. Raises RelationError where
-        an object is cut otherwise behind another prompt."""
+        """The model's answers, and the mean stream over the places that predict their tokens; `stages` saves what is known
+        after every few prompts. Raises RelationError where an object is cut otherwise behind another prompt."""
         places = {name: i for i, name in enumerate(self.objects)}
-        answers, streams = [], []
-        head = _head(model, prompts)
-        for i, prompt in enumerate(prompts):
+        for prompt in prompts:
             if object_tokens(model, prompt.text, prompt.object) != self.tokens[places[prompt.object]]:
                 raise RelationError(
                     f"the object {prompt.object!r} has other tokens behind {prompt.text[-60:]!r} than behind the first "
                     "prompt; end the template with a whole word"
                 )
-            score, mean = self._forced(model, head, prompt, z[i])
-            answers.append(score.argmax())
-            streams.append(mean[answers[-1]])
-            progress("objects", i + 1, len(prompts))
-        return Own(torch.stack(answers), torch.stack(streams))
+        head = cache(lambda: _head(model, prompts))
+
+        def asked(state: Checkpoint | None, i: int) -> Checkpoint:
+            answers, streams = [], []
+            for place in range(i * PROMPTS, min((i + 1) * PROMPTS, len(prompts))):
+                score, mean = self._forced(model, head(), prompts[place], z[place])
+                answers.append(score.argmax())
+                streams.append(mean[answers[-1]])
+                progress("objects", place + 1, len(prompts))
+            new = {"answers": array_of(torch.stack(answers)), "streams": array_of(torch.stack(streams))}
+            if state:
+                new = {name: np.concatenate([state.arrays[name], array]) for name, array in new.items()}
+            return Checkpoint(new)
+
+        found = stages.fold("objects", -(-len(prompts) // PROMPTS), asked).arrays
+        return Own(torch.from_numpy(found["answers"]).to(z.device), tensor_of(found["streams"], z))
 
     def _forced(
         self, model: Model, head: Prefix, prompt: Prompt, z: Float[Tensor, "d"]

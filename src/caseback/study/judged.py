@@ -116,7 +116,7 @@ class Judged:
                 shots=not self.judge.zero_shot,
                 sketch=self.judge.sketch,
                 seed=self.judge.seed,
-                progress=progress,
+                stages=stages,
             )
             parts = {"W": found.matrix(layer), "b": found.b[layer]}
             return Checkpoint({name: part.float().cpu().numpy() for name, part in parts.items()})

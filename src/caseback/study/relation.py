@@ -59,7 +59,7 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
     shared = _sharing(model, known) if how.objects == "first" else []
 
     def judged(split: int) -> Checkpoint:
-        found = judge_split(model, known, how, split, progress=progress)
+        found = judge_split(model, known, how, split, stages=stages, progress=progress)
         names = ("n_asked", "n_known", "chance", "chosen", "folds", "said")
         data = {name: getattr(found, name) for name in names}
         return Checkpoint({**found.arrays, "sample": found.sample}, data)

@@ -8,6 +8,10 @@ back from disk, an interrupted run ends with the bytes of an uninterrupted one.
 
     <run>/spec.json  environment.json  events.jsonl  arrays/<stage>.safetensors  result.json  report.html  lock
 
+A stage asked for while another one's step is computed is a **part** of that step. Parts are saved as any stage, under
+`parts/<stage>/<step>/`, and are gone when the step is saved: so a long step loses little to a kill, and a finished run holds
+nothing that only served to get there.
+
 The run is finished when result.json lies there. One process at a time holds the lock (flock: the kernel releases it
 even on kill -9).
 """
@@ -18,9 +22,10 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,10 +83,15 @@ class RunFolder:
         """Things the caller has at hand already (a loaded model, a task); a resumed run has none."""
         self._watch = progress
         self._stages: dict[str, str] = {}
+        self._within: tuple[str, ...] = ()
+        """Stage and step that are being computed, and those around them, outermost first."""
+        self._folder = path / "arrays"
+        """Where the stages lie that are asked for now."""
         self._begun = time.perf_counter()
         self._cpu = time.process_time()
         self._told = -1.0
-        for left in (*path.glob(".*.tmp"), *path.glob("arrays/.*.tmp")):
+        self._seen: set[Path] = set()
+        for left in (*path.glob(".*.tmp"), *path.glob("arrays/.*.tmp"), *path.glob("parts/**/.*.tmp")):
             left.unlink()  # of a writer that was killed: the lock is ours now
 
     @property
@@ -101,21 +111,42 @@ class RunFolder:
             raise ValueError(
                 f"a stage has a name of lower-case letters, digits, . _ - and at least one step; got {name!r}, {steps}"
             )
-        path = self.path / "arrays" / f"{name}.safetensors"
-        saved = self._read(name, path, steps)
+        path, told = self._folder / f"{name}.safetensors", "/".join((*self._within, name))
+        parts = self.path.joinpath("parts", *self._within, name)
+        if self._within:
+            if path in self._seen:  # a stage may be asked for again; two parts of one name would be one by mistake
+                raise ValueError(f"the part {told!r} was asked for before")
+            self._seen.add(path)
+        saved = self._read(told, path, steps)
         if saved and saved.done == steps:
-            self.event("stage-reopened", stage=name)
+            self.event("stage-reopened", stage=told)
         else:
-            self.event("stage-started", stage=name, done=saved.done if saved else 0, total=steps)
+            _make(self._folder)
+            self.event("stage-started", stage=told, done=saved.done if saved else 0, total=steps)
             while saved is None or saved.done < steps:
                 done = saved.done if saved else 0
                 self.progress(name, done, steps)
-                state = step(saved.state if saved else None, done)
+                with self._computing(name, done):
+                    state = step(saved.state if saved else None, done)
                 saved = write_checkpoint(path, state, done=done + 1, steps=steps, owner=self.spec.digest)
-            self.event("stage-finished", stage=name)
+                _drop(parts)
+            self.event("stage-finished", stage=told)
+        _drop(parts)  # of a process that was killed before it could
         self.progress(name, steps, steps)
-        self._stages[name] = saved.sha256
+        if not self._within:
+            self._stages[name] = saved.sha256
         return saved.state
+
+    @contextmanager
+    def _computing(self, name: str, step: int) -> Iterator[None]:
+        """Stages asked for in the block are parts of this step."""
+        outer = self._within, self._folder
+        self._within = (*self._within, name, str(step))
+        self._folder = self.path.joinpath("parts", *self._within)
+        try:
+            yield
+        finally:
+            self._within, self._folder = outer
 
     def _read(self, name: str, path: Path, steps: int) -> Saved | None:
         if not path.exists():
@@ -195,6 +226,25 @@ class RunFolder:
     def write_report(self, html: str) -> None:
         """Put report.html in its place."""
         write(self.path / "report.html", html.encode(errors="replace"))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _drop(folder: Path) -> None:
+    """Delete a folder of parts, and those above it that are empty then."""
+    if not folder.exists():
+        return
+    try:
+        shutil.rmtree(folder)
+        with suppress(OSError):  # another stage's parts are in it
+            folder.parent.rmdir()
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def read_events(path: Path) -> tuple[Event, ...]:
