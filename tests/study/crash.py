@@ -12,7 +12,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from caseback.study import Study
 SPEC = toy.spec()
 
 
-def run(folder: Path, kill_at: int | None, count: list[int]) -> None:
-    """One attempt; dies at the system call number `kill_at`."""
+@contextmanager
+def killed_at(folder: Path, point: int | None, count: list[int]) -> Iterator[None]:
+    """Die at the system call of that number; `count` counts those that matter: writes, fsyncs, and what is done in the
+    folder."""
     write, fsync = os.write, os.fsync
 
     def reached() -> bool:
         count[0] += 1
-        return count[0] == kill_at
+        return count[0] == point
 
     def torn(descriptor: int, content: Any) -> int:
         if reached():
@@ -51,18 +54,24 @@ def run(folder: Path, kill_at: int | None, count: list[int]) -> None:
     os.write, os.fsync = torn, synced  # type: ignore[assignment]
     sys.addaudithook(audit)
     try:
-        Study(folder).run(SPEC)
+        yield
     finally:
         watching.clear()
         os.write, os.fsync = write, fsync
+
+
+def run(folder: Path, kill_at: int | None, count: list[int]) -> None:
+    """One attempt; dies at the system call number `kill_at`."""
+    with killed_at(folder, kill_at, count):
+        Study(folder).run(SPEC)
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(work: Callable[[], None]) -> bool:
-    """Whether the work ended; False when it was killed."""
+def in_child(work: Callable[[], None], *, after: float | None = None) -> bool:
+    """Whether the work ended; False when it was killed, by itself or here, so many seconds after it began."""
     child = os.fork()
     if child == 0:
         try:
@@ -71,6 +80,9 @@ def in_child(work: Callable[[], None]) -> bool:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise SystemExit("an attempt failed instead of being killed")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +19,6 @@ from caseback.study.resume import cost, is_locked, locked, read_events
 from . import toy
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def memory(tmp_path):
-    """A folder where fsync costs nothing, if there is one."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    import tempfile
-
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 @pytest.mark.parametrize(("how", "least"), [("points", 50), ("random", 30), ("clock", 15)])
@@ -90,6 +78,72 @@ def test_a_fold_goes_on_where_it_stopped(run):
     assert begun == [0, 3]
 
 
+def in_parts(calls: list[str], stop: str = "") -> Callable[[RunFolder], Checkpoint]:
+    """A stage of two steps of two parts each, the second part a fold; it breaks off where `stop` says."""
+
+    def one(name: str, value: float) -> Checkpoint:
+        if name == stop:
+            raise RuntimeError(name)
+        calls.append(name)
+        return Checkpoint({"x": np.array([value])})
+
+    def compute(run: RunFolder) -> Checkpoint:
+        def step(state: Checkpoint | None, i: int) -> Checkpoint:
+            first = run.stage("first", lambda: one(f"{i} first", 10.0 * i + 1))
+            second = run.fold(
+                "second", 2, lambda half, j: one(f"{i} second {j}", j + (half.arrays["x"][0] if half else 5))
+            )
+            if stop == f"{i} end":
+                raise RuntimeError(stop)
+            sums = first.arrays["x"] + second.arrays["x"] + (state.arrays["x"] if state else 0)
+            return Checkpoint({"x": sums})
+
+        return run.fold("whole", 2, step)
+
+    return compute
+
+
+PARTS = ["0 first", "0 second 0", "0 second 1", "1 first", "1 second 0", "1 second 1"]
+
+
+@pytest.mark.parametrize("stop", [*PARTS, "0 end", "1 end"])
+def test_a_step_is_taken_up_part_by_part(run, stop):
+    calls: list[str] = []
+    with pytest.raises(RuntimeError, match=stop):
+        in_parts(calls, stop)(run)
+    assert (run.path / "parts").exists() or stop == "0 first"
+    resumed = again(run)
+    found = in_parts(calls)(resumed)
+    assert calls == PARTS, "each once"
+    assert found.arrays["x"] == 1 + 6 + 11 + 6
+    assert not (run.path / "parts").exists()
+    resumed.write_result({})
+    assert list(json.loads((run.path / "result.json").read_text())["arrays"]) == ["whole"]
+
+
+def test_parts_of_a_step_that_is_saved_are_not_taken_for_the_next(run, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("caseback.study.resume._drop", stopped)  # killed between saving the step and dropping its parts
+        in_parts([])(run)
+    assert (run.path / "parts").exists()
+    assert in_parts([])(again(run)).arrays["x"] == 24
+    assert not (run.path / "parts").exists()
+
+
+def stopped(folder: Path) -> None:
+    if folder.parent.name == "parts":
+        raise KeyboardInterrupt
+
+
+def test_a_part_is_asked_for_once_a_step(run):
+    def twice() -> Checkpoint:
+        run.stage("part", Checkpoint)
+        return run.stage("part", Checkpoint)
+
+    with pytest.raises(ValueError, match="'a/0/part' was asked for before"):
+        run.stage("a", twice)
+
+
 def test_progress_is_told_and_recorded(tmp_path):
     (tmp_path / "arrays").mkdir()
     told = []
@@ -116,7 +170,7 @@ def test_a_damaged_checkpoint_is_computed_again_and_said(run, damage):
     elif damage == "empty":
         path.write_bytes(b"")
     elif damage == "other steps":
-        run.fold("a", 2, lambda state, i: value)
+        again(run).fold("a", 2, lambda state, i: value)
     else:
         other = RunFolder(run.path, toy.spec(steps=9), progress=silent, have={})
         path.unlink()
