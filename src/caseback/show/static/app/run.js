@@ -11,11 +11,12 @@ import { list } from "caseback/record";
 import { table } from "caseback/table";
 import { view as circuit } from "caseback/views/circuit";
 import { view as experiment } from "caseback/views/experiment";
+import { view as relation } from "caseback/views/relation";
 
-const VIEWS = { circuit, experiment };
+const VIEWS = { circuit, experiment, relation };
 
 export async function page(root, id) {
-  escapes(() => new URLSearchParams(location.hash.slice(1)).has("node"));
+  escapes(() => ["node", "sample"].some((name) => new URLSearchParams(location.hash.slice(1)).has(name)));
   const api = `/api/runs/${encodeURIComponent(id)}`;
   try {
     const run = await ask(api);
@@ -116,13 +117,28 @@ function detail(event) {
   return el("bdi", {}, told.map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", "));
 }
 
+// A run that another process computes, begun in a terminal or by an earlier server: what Ctrl-C is there.
+function stopElsewhere(api, failed) {
+  const button = el("button", { type: "button", class: "quiet", title: "as Ctrl-C where it was begun; what is saved is kept", onclick: stop }, "stop");
+  async function stop() {
+    put(button, "stopping …").setAttribute("disabled", "");
+    try {
+      await send(`${api}/stop`, {});
+    } catch (error) {
+      failed(error);
+    }
+  }
+  return button;
+}
+
 // A run that is computed now: its stages move; when it ends, the page is drawn anew.
 function attend(root, run, api) {
   const box = root.querySelector("#progress .stages");
   const act = root.querySelector("#act");
   ask("/api/jobs").then((jobs) => {
     const own = jobs.find((job) => job.run === run.id && job.state === "running");
-    put(act, own ? stopButton(own, (error) => put(act, problem(error))) : el("small", {}, "begun elsewhere; stop it there with Ctrl-C"));
+    const failed = (error) => put(act, problem(error));
+    put(act, own ? stopButton(own, failed) : stopElsewhere(api, failed));
   });
   const stages = new Map(run.stages.map(({ name, done, steps }) => [name, { stage: name, done, total: steps }]));
   follow(`${api}/events`, {

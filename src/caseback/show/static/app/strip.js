@@ -30,9 +30,15 @@ export function strip(words, { values, shown, chosen, choose, label, full, signe
   return box;
 }
 
-// The chosen token of the strip that had the focus has it again after a drawing.
+// What had the focus has it again after a drawing: the chosen token of the same strip, or what has the same name.
 export function keepFocus(root, draw) {
-  const held = [...root.querySelectorAll(".strip")].findIndex((box) => box.contains(document.activeElement));
+  const active = document.activeElement;
+  const held = root.contains(active) && (active.closest(".strip") ?? active);
+  const name = (node) => node.getAttribute("aria-label") ?? node.closest("label")?.textContent ?? node.textContent;
+  const like = held && [held.closest("section")?.id, held.tagName, name(held)];
   draw();
-  if (held >= 0) root.querySelectorAll(".strip")[held]?.querySelector("[aria-selected=true]")?.focus({ preventScroll: true });
+  if (!like || document.activeElement === active) return;
+  const [section, tag, called] = like;
+  const again = [...root.querySelectorAll(`${section ? `#${section} ` : ""}${tag}`)].find((node) => name(node) === called);
+  (again?.querySelector("[role=option][aria-selected=true]") ?? again)?.focus({ preventScroll: true });
 }
