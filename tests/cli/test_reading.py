@@ -1,4 +1,4 @@
-"""`caseback lens`, `patch`, `paths`, `dla`, `heads`, `attribute`, `attribute-input` on models whose answers are known."""
+"""`caseback lens`, `patch`, `paths`, `scrub`, `dla`, `heads`, `attribute`, `attribute-input` on models whose answers are known."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, make in (("p", planted_files.folder), ("a", friend.folder)):
         (path / name).mkdir()
         make(path / name)
+    (path / "p" / "h.json").write_text(
+        '{"output": ["say"], "nodes": {"say": {"sites": ["mlp_out.3@end"], "agree": ["cue"]}}}'
+    )
     return path
 
 
@@ -42,11 +45,12 @@ def reading(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setenv("CASEBACK_STUDY", str(tmp_path / "casebook"))
 
     def run(command: str, *options: Any) -> tuple[int, str, str]:
-        home = place / ("p" if command in ("patch", "paths", "dla", "heads") else "a")
+        home = place / ("p" if command in ("patch", "paths", "scrub", "dla", "heads") else "a")
         own = {
             "attribute": ("--relation", home / "friend.json"),
             "patch": (home / "t.jsonl",),
             "paths": (home / "t.jsonl",),
+            "scrub": (home / "h.json", home / "t.jsonl"),
             "dla": (home / "t.jsonl",),
         }
         bare = options[:1] == ("bare",)  # the test names task or relation itself
@@ -77,6 +81,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "attribute-input": (PROMPT, "--steps", 4),
     "patch": ("--n", 8),
     "paths": ("--n", 8, "--sender", "mlp_out.1"),
+    "scrub": ("--n", 8, "--draws", 2, "--others", 2),
     "dla": ("--n", 8, "--neurons", 3),
     "heads": ("--sequences", 3, "--length", 8),
 }
@@ -114,6 +119,7 @@ def test_the_twin_is_another_run_and_says_something_else(reading: Any, command: 
         "attribute-input": "scores",
         "patch": "effect",
         "paths": "v",
+        "scrub": "recovered",
         "dla": "terms",
     }.get(command, "copying")
     assert trained[name] != twin[name] != other[name]
@@ -161,6 +167,14 @@ def test_patch_and_dla_find_the_planted_path(reading: Any) -> None:
     terms = table(reading("dla", "--n", 8, "--json"))
     assert terms["terms"]["m3"] == pytest.approx(terms["total"], rel=0.05)
     assert sum(terms["terms"].values()) == pytest.approx(terms["total"], abs=1e-4)
+
+
+def test_scrub_says_what_is_wrong(reading: Any, place: Path) -> None:
+    pairs = place / "p" / "t.jsonl"
+    assert sentence(reading("scrub", "bare", "nowhere", pairs)).startswith("there is no hypothesis 'nowhere'")
+    assert "is no JSON" in sentence(reading("scrub", "bare", pairs, pairs))
+    Path("h.json").write_text('{"output": ["a"], "nodes": {"a": {"sites": ["z.7.0@end"]}}}')
+    assert "has z at layers 0 to 3" in sentence(reading("scrub", "bare", "h.json", pairs))
 
 
 def test_paths_of_the_planted_model(reading: Any) -> None:

@@ -35,9 +35,9 @@ def is_valid(record: Record) -> bool:
 
 def die_after(stages: int, begin: Callable[[], object]) -> None:
     """Run `begin` and kill it when it has saved so many stages, their parts not counted."""
-    real, seen = RunFolder.stage, [0]
+    real, seen = RunFolder.fold, [0]
 
-    def stage(self: RunFolder, *arguments: Any, **more: Any) -> Any:
+    def fold(self: RunFolder, *arguments: Any, **more: Any) -> Any:
         if not self._within:
             if seen[0] == stages:
                 raise Killed
@@ -45,5 +45,5 @@ def die_after(stages: int, begin: Callable[[], object]) -> None:
         return real(self, *arguments, **more)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunFolder, "stage", stage)
+        patch.setattr(RunFolder, "fold", fold)
         begin()

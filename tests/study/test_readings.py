@@ -23,7 +23,7 @@ from caseback.reading.patching import patch_grid
 from caseback.relations.relation import write_relation
 from caseback.study import Record, Study
 from caseback.study.finding import Looking
-from caseback.study.readings import ATTRIBUTE, DLA, HEADS, INPUT, LENS, PATCH, PATHS
+from caseback.study.readings import ATTRIBUTE, DLA, HEADS, INPUT, LENS, PATCH, PATHS, SCRUB
 from caseback.tasks import write_task
 from caseback.zoo import planted
 
@@ -39,11 +39,20 @@ READINGS: dict[str, tuple[Looking, Model, dict[str, Any]]] = {
     "patch": (PATCH, PLANTED.model, {"task": "t.jsonl", "n": 6}),
     "patch z": (PATCH, PLANTED.model, {"task": "t.jsonl", "n": 6, "site": "z", "direction": "noise", "source": "mean"}),
     "paths": (PATHS, PLANTED.model, {"task": "t.jsonl", "n": 6, "sender": "mlp_out.1"}),
+    "scrub": (SCRUB, PLANTED.model, {"task": "t.jsonl", "n": 12, "hypothesis": "h.json", "draws": 2, "others": 3}),
     "dla": (DLA, PLANTED.model, {"task": "t.jsonl", "n": 6, "neurons": 3}),
     "dla features": (DLA, PLANTED.model, {"task": "t.jsonl", "n": 6, "dictionary": "features"}),
     "heads": (HEADS, PLANTED.model, {"sequences": 3, "length": 8}),
 }
 
+HYPOTHESIS = {
+    "about": "the weather is fetched when it is today's and asked for",
+    "output": ["say"],
+    "nodes": {
+        "say": {"sites": ["mlp_out.3@end"], "agree": ["cue"], "inputs": ["fetch"]},
+        "fetch": {"sites": ["z.2.3@end"], "agree": ["cue", "tag", "end"]},
+    },
+}
 Ask = Callable[..., Record]
 
 
@@ -64,6 +73,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     write_relation(relation_of(AFFINE), "friend.json")
     write_task(PLANTED.task, "t.jsonl")
     write_features(PLANTED.model, "features")
+    Path("h.json").write_text(json.dumps(HYPOTHESIS))
     return Study(tmp_path / "casebook")
 
 
@@ -192,6 +202,19 @@ def test_dla_over_features(ask: Ask) -> None:
     assert (
         claim.startswith(f"Feature {first} of mlp_out.3 has the largest term in size") and "for 100% of that" in claim
     )
+
+
+def test_scrub_keeps_what_the_hypothesis_says(ask: Ask, study: Study) -> None:
+    found = ask("scrub", others=2).table
+    assert found["hypothesis"]["output"] == ["say"] and found["n"] == 12
+    assert found["recovered"][1] > 0.9 and found["loss_recovered"][1] > 0.9
+    assert found["nothing"][1] < 0 < found["nothing"][2] < 0.9
+    assert max(abs(value) for value, *_ in found["elsewhere"]) < 0.3 and len(found["elsewhere"]) == 2
+    assert found["without"]["say"][0] == pytest.approx(0, abs=1e-6)  # the empty hypothesis
+    trivial = json.dumps({"output": "all"})
+    Path("h.json").write_text(trivial)
+    assert ask("scrub", others=2).table["recovered"] == [1.0, 1.0, 1.0]
+    assert len(study.runs()) == 2  # another hypothesis is another run
 
 
 def test_paths_find_the_planted_edge(ask: Ask) -> None:
