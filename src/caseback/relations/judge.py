@@ -11,7 +11,7 @@ it was tested in, and the interval is a bootstrap over samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -23,6 +23,7 @@ from caseback.core.progress import Progress, silent
 from caseback.core.stages import InMemory, Stages
 from caseback.model.model import Model
 from caseback.relations import causal, faithful
+from caseback.relations.likeliest import likeliest
 from caseback.relations.observe import FIRST_TOKEN, Observed, Reading, draw, observe
 from caseback.relations.operator import Operators, fit
 from caseback.relations.prompt import ask
@@ -88,7 +89,8 @@ class Split:
     n_asked: int
     """Samples that were asked, the training samples aside."""
     arrays: Mapping[str, np.ndarray]
-    """strict, prefix and each control [known] (bool); by_layer [layer, beta], control_NAME [layer]; edited [layer,
+    """strict, prefix and each control [known] (bool); betas [beta]; by_layer [layer, beta], control_NAME [layer]; at_layer
+    [layer, known] (bool), whether the operator answers as the model at each layer's best β; edited [layer,
     rank], edited_swap, edited_unembedding, edited_random [layer] (NaN where nothing could be edited); causal, causal_swap
     … [known] (NaN where not edited); singular [d], of a sketch as many as its directions; W [d, d] and b [d],
     the operator at the chosen layer."""
@@ -104,6 +106,9 @@ class Split:
     """Samples that the model knows."""
     chance: float | None = None
     """Share of right guesses among the answers; None where any token is one."""
+    tops: Mapping[str, Sequence[Sequence[Sequence[str | float]]]] = field(default_factory=dict)
+    """"model" and "operator" → the likeliest tokens [text, probability] of each sample that counts, likeliest first. Empty
+    where answers are whole objects, and in runs made before they were kept."""
 
 
 def template_of(relation: Relation, config: JudgeConfig) -> str:
@@ -194,7 +199,9 @@ def judge_split(
     arrays: dict[str, np.ndarray] = {
         **scores,
         **edits.scores,
+        "betas": np.array(found.betas),
         "by_layer": found.strict.mean(axis=2),
+        "at_layer": np.stack([right[right.mean(axis=1).argmax()] for right in found.strict]),
         **{f"control_{name}": (token == found.token).mean(axis=1) for name, token in found.controls.items()},
         **edits.curves,
         "cut_ranks": np.array(ranks),
@@ -218,6 +225,10 @@ def judge_split(
         **edits.chosen,
         "cut": enough[0] if enough else operators.rank,
     }
+    tops = {}
+    if not whole:
+        said_by = operators.apply(layer, seen.s[:, layer], beta=found.betas[beta])
+        tops = {"model": likeliest(model, seen.z), "operator": likeliest(model, said_by)}
     if operators.error is not None:
         chosen["sketch_error"] = float(operators.error[layer])
     return Split(
@@ -229,6 +240,7 @@ def judge_split(
         said=said,
         n_known=int(asked.known.sum()),
         chance=reading.chance,
+        tops=tops,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from caseback.core import registry
 from caseback.core.errors import StudyError
-from caseback.show import circuit, experiments
+from caseback.show import circuit, experiments, relation
 from caseback.study import Filter, Record, Row, Study, plain
 from caseback.study.compare import compare
 from caseback.study.tables import named, tables, to_csv
@@ -162,8 +162,8 @@ def payload_of(study: Study, run: str) -> dict[str, Any]:
     record = find(study, run)
     if record.status != "finished" or not _is_drawn(record):
         raise StudyError(f"run {record.id} has nothing to draw; it is {record.status}")
-    drawing = circuit if record.spec.method == "circuit" else experiments
-    payload = drawing.drawn(record)
+    drawing = {"circuit": circuit.drawn, "relation": relation.drawn}.get(record.spec.method, experiments.drawn)
+    payload = drawing(record)
     registry.get("payload", str(payload.get("kind")))(payload)
     return payload
 

@@ -22,7 +22,17 @@ from caseback.relations.relation import Relation
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, line, sheet
 from caseback.study.store import Record
 
-__all__ = ["RELATION", "Means", "RelationConfig", "means", "relation"]
+__all__ = [
+    "NAMES",
+    "RELATION",
+    "Means",
+    "RelationConfig",
+    "edit_sections",
+    "intervals",
+    "means",
+    "relation",
+    "splits_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +70,7 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
 
     def judged(split: int) -> Checkpoint:
         found = judge_split(model, known, how, split, stages=stages, progress=progress)
-        names = ("n_asked", "n_known", "chance", "chosen", "folds", "said")
+        names = ("n_asked", "n_known", "chance", "chosen", "folds", "said", "tops")
         data = {name: getattr(found, name) for name in names}
         return Checkpoint({**found.arrays, "sample": found.sample}, data)
 
@@ -70,11 +80,7 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
     # distinct samples of all splits; where all count, the known ones of the first
     n_asked = len({i for split in range(config.splits) for i in drawn(known, how, split)[1]})
     n_known = len({int(i) for split in splits for i in split.sample}) if how.known else first.n_known
-    scores = {name: _interval(splits, name) for name in ("strict", "prefix", *how.controls)}
-    names = ("causal", *(f"causal_{name}" for name in causal.CONTROLS))
-    edits: dict[str, Interval] = {}
-    if any(split.chosen["edit_layer"] is not None for split in splits):
-        edits = {name: _interval(splits, name) for name in names}
+    scores, edits = intervals(splits, how)
     rivals = ("majority", "bias", "embedding", "identity", "translation", "ridge", "random", "first")
     best = max((name for name in rivals if name in scores), key=lambda name: scores[name].value)
     whole = how.objects == "whole"
@@ -116,7 +122,7 @@ def relation(config: RelationConfig, model: Model, stages: Stages, progress: Pro
         "causality_low": edits["causal"].low if edits else None,
         "causality_high": edits["causal"].high if edits else None,
         "controls": {name: scores[name].value for name in how.controls}
-        | {name: edits[name].value if edits else None for name in names[1:]},
+        | {name: edits[name].value if edits else None for name in EDITS[1:]},
         "sketch": how.sketch,
         "sketch_error": chosen.get("sketch_error"),
         "splits": [float(split.arrays["strict"].mean()) for split in splits],
@@ -173,6 +179,7 @@ def _sharing(model: Model, relation: Relation) -> list[str]:
     return [text for text, token in zip(objects, tokens, strict=True) if tokens.count(token) > 1]
 
 
+EDITS = ("causal", *(f"causal_{name}" for name in causal.CONTROLS))
 NAMES = {
     "strict": "operator, strict",
     "prefix": "operator, prefix",
@@ -209,20 +216,28 @@ def means(records: Sequence[Record]) -> Means:
     for key, name in (("faithful_strict", "strict"), ("faithful_prefix", "prefix"), ("causality", "causal")):
         counted = [record for record in records if record.table[key] is not None]
         if counted and several:
-            intervals[key] = grouped_mean_interval([pooled(_splits(record), name) for record in counted])
+            intervals[key] = grouped_mean_interval([pooled(splits_of(record), name) for record in counted])
         elif counted:
             intervals[key] = mean_interval(np.array([record.table[key] for record in counted]))
     over = "relations and their samples, each its mean over the splits" if several else "relations"
     return Means(intervals=intervals, over=over)
 
 
-def _splits(record: Record) -> list[Split]:
+def splits_of(record: Record) -> list[Split]:
+    """What a finished run's splits found. Raises StudyError where they are not kept."""
     return [_split(record.stage(f"split-{i}")) for i in range(len(record.table["splits"]))]
 
 
 def _split(saved: Any) -> Split:
     arrays = dict(saved.arrays)
     return Split(sample=arrays.pop("sample"), arrays=arrays, **saved.data)
+
+
+def intervals(splits: Sequence[Split], how: JudgeConfig) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """(faithfulness and its controls, edits and theirs), by the names of `NAMES`; no edits where nothing could be edited."""
+    scores = {name: _interval(splits, name) for name in ("strict", "prefix", *how.controls)}
+    edited = any(split.chosen["edit_layer"] is not None for split in splits)
+    return scores, {name: _interval(splits, name) for name in EDITS} if edited else {}
 
 
 def _interval(splits: Sequence[Split], name: str) -> Interval:
@@ -270,7 +285,7 @@ def _sections(split: Split, scores: Mapping[str, Interval], edits: Mapping[str, 
             "on all samples, so they flatter the operator a little; the table above does not.",
             "curve": {"x": "layer", "y": "faithful", "axis": "linear", "series": faithful},
         },
-        *([] if split.chosen["edit_layer"] is None else _edit_sections(split)),
+        *([] if split.chosen["edit_layer"] is None else edit_sections(split)),
         {
             "title": "Singular values of W",
             "text": f"At layer {split.chosen['layer']:.0f}, as a share of the largest."
@@ -293,7 +308,8 @@ def _sections(split: Split, scores: Mapping[str, Interval], edits: Mapping[str, 
     ]
 
 
-def _edit_sections(split: Split) -> list[dict[str, Any]]:
+def edit_sections(split: Split) -> list[dict[str, Any]]:
+    """Causality by layer and by rank, of a split in which something could be edited."""
     arrays = split.arrays
     at = arrays["edit_layers"]
     chosen = list(at).index(split.chosen["edit_layer"])

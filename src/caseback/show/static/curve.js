@@ -6,6 +6,7 @@ import { KINDS } from "caseback/kinds";
 import { extent, linear, log } from "caseback/scales";
 
 const HEIGHT = 340;
+const DOTTED = 80; // points of a line that are drawn as dots as well, at most
 const GAP = 16; // least distance of two names at the line ends, px
 
 // series: [{name, short, look, x, y, low, high}]; look is a class: "own", "control", "random", …; axis: "log" or "linear";
@@ -69,7 +70,7 @@ function drawn(series, { xLabel, yLabel, label, axis, format, width, marked }) {
     return svg("g", { class: `series ${s.look}` },
       band(s, x, y),
       svg("path", { class: "curve", d: path }),
-      (s === own || points.length === 1) && points.map(([cx, cy]) => svg("circle", { cx, cy: y(cy), r: 2.6 })));
+      ((s === own && points.length <= DOTTED) || points.length === 1) && points.map(([cx, cy]) => svg("circle", { cx, cy: y(cy), r: 2.6 })));
   });
   ends.sort((a, b) => a.at - b.at);
   for (let i = 1; i < ends.length; i++) ends[i].at = Math.max(ends[i].at, ends[i - 1].at + GAP);

@@ -99,6 +99,7 @@ function changes(title, rows, none, differences) {
 function sideBySide(payloads) {
   const [one, two] = payloads;
   if (one.kind === "circuit" && two.kind === "circuit") return circuits(one, two);
+  if (one.kind === "relation" && two.kind === "relation") return relations(one, two);
   if (one.kind !== "experiment" || two.kind !== "experiment") return null;
   const pairs = one.sections.map((section, i) => [section, two.sections.find(({ title }) => title === section.title) ?? two.sections[i]]);
   return el("section", {}, el("h2", {}, "Both"),
@@ -113,6 +114,14 @@ function bothOf([one, two]) {
     el("div", { class: "pair" }, [one, two].map((section) => el("div", {}, section && drawn(alike ? { ...section, heat: null } : section)))),
     alike && el("div", { class: "together" }, heatMaps([{ ...one.heat, name: "A" }, { ...two.heat, name: "B" }], one.title)),
   ];
+}
+
+function relations(one, two) {
+  const series = [[one, "A", "own"], [two, "B", "second"]].map(([{ layers }, name, look]) => ({ ...layers[0], name, look }));
+  return el("section", {}, el("h2", {}, "Both operators, by layer"),
+    el("p", { class: "soft measure" }, "Share of the samples for which the operator’s answer is the model’s, every layer at its best β, with Wilson’s 95 % intervals."),
+    curvePlot(series, { xLabel: "layer", yLabel: "faithful", axis: "linear", label: "Faithfulness by layer, both runs" }).box,
+    one.sections.map((section) => bothOf([section, two.sections.find(({ title }) => title === section.title)])));
 }
 
 function circuits(one, two) {

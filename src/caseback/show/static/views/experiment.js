@@ -57,7 +57,8 @@ function cell(content, { shown, between, sign }) {
   ];
 }
 
-function howSection({ task, model, cost, settings, environment, notes }) {
+// How it was measured: notes, task, model, cost, settings, environment.
+export function howSection({ task, model, cost, settings, environment, notes }) {
   const { seconds, cpu_seconds: cpu, peak_memory_mb: memory, sessions } = cost;
   const dropped = Object.entries(task.dropped ?? {}).map(([reason, n]) => `${count(n)} ${reason}`).join(", ");
   return el("section", { class: "record" },
