@@ -3,6 +3,7 @@
 
 import { el, put } from "caseback/dom";
 import { count, part, plural } from "caseback/format";
+import { KINDS } from "caseback/kinds";
 
 const PAGE = 100;
 const COLUMNS = [["hit", ""], ["subject", "subject"], ["object", "object"], ["model", "model says"], ["operator", "operator says"]];
@@ -92,8 +93,16 @@ export function explorer(payload, state) {
       row.querySelector("button").tabIndex = row === (own ?? rows[0]) ? 0 : -1;
     }
     if (focus) own?.querySelector("button").focus({ preventScroll: true });
-    own?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (own) reveal(own);
     put(panel, chosen < 0 ? el("p", { class: "soft" }, "Choose a sample to see what is known of it.") : about(payload, chosen));
+  }
+
+  // Scrolls the box of the table, and never the page.
+  function reveal(row) {
+    const head = body.offsetTop;
+    const above = row.offsetTop - head;
+    const below = row.offsetTop + row.offsetHeight - scroll.clientHeight;
+    scroll.scrollTop = Math.max(Math.min(scroll.scrollTop, above), below);
   }
 
   body.addEventListener("keydown", (event) => {
@@ -104,6 +113,7 @@ export function explorer(payload, state) {
     const at = rows.indexOf(event.target.closest("tr"));
     const next = rows[Math.min(Math.max(at + step, 0), rows.length - 1)];
     next.querySelector("button").focus({ preventScroll: true });
+    next.scrollIntoView({ block: "nearest" });
     state.set({ sample: next.dataset.sample });
   });
   search.addEventListener("keydown", (event) => {
@@ -112,17 +122,14 @@ export function explorer(payload, state) {
     body.querySelector("button[tabindex='0']").focus();
   });
 
-  let first = true;
   state.listen((_, changed) => {
     if ([...changed].every((key) => key === "theme")) return;
     if (changed.size === 1 && changed.has("sample")) mark(false);
     else fill();
-    if (first && chosenSample(payload, state) < 0) scroll.scrollTop = 0;
-    first = false;
   });
   return el("section", { class: "explorer" },
     el("h2", {}, "Samples"),
-    el("p", { class: "soft measure" }, `The operator at layer ${count(operator.layer)} and β ${operator.beta}, chosen with all samples. A hit: it says what the model says, ` +
+    el("p", { class: "soft measure" }, `The operator at layer ${count(operator.layer)} and β ${KINDS.number.tick(operator.beta)}, chosen with all samples. A hit: it says what the model says, ` +
       "which need not be the object.", counts.splits > 1 ? ` Of the first of ${count(counts.splits)} draws of training samples.` : null),
     el("div", { class: "explorer-bar" }, search, el("span", { class: "choice one", role: "group", "aria-label": "Samples shown" }, buttons), found),
     el("div", { class: "explorer-body" }, el("div", {}, scroll, pager), panel));

@@ -4,14 +4,16 @@
 import { curvePlot } from "caseback/curve";
 import { el, put } from "caseback/dom";
 import { dotRows } from "caseback/dots";
-import { count, interval, number, percent } from "caseback/format";
+import { count, interval, percent } from "caseback/format";
 import { reportFrame } from "caseback/frame";
 import { heatMaps } from "caseback/heat";
+import { KINDS } from "caseback/kinds";
 import { chosenSample, explorer } from "caseback/samples";
 import { hashState } from "caseback/state";
 import { table } from "caseback/table";
 import { drawn, howSection } from "caseback/views/experiment";
 
+const plain = KINDS.number.tick; // 2, not 2.00
 const LOOKS = { operator: "own", edit: "own", control: "random", "edit control": "random" };
 
 // `frame(payload, state, content)` is what stands around the content; a report's own, unless the page is part of another.
@@ -55,7 +57,7 @@ function scores({ scores: all, chance, operator, counts }) {
 function figures({ layer, beta, cut, rank, n_layers: n, edit_layer: at, edit_rank: with_, sketch_error: missed }, { asked, known, counted }) {
   const pair = (name, value, more) => el("div", {}, el("dt", {}, name), el("dd", {}, value, more && el("small", {}, ` ${more}`)));
   return [
-    pair("layer", count(layer), `of ${count(n)}`), pair("β", number(beta)),
+    pair("layer", count(layer), `of ${count(n)}`), pair("β", plain(beta)),
     pair("rank that is enough", count(cut), `of ${count(rank)}`), pair("samples that count", count(counted), `${count(known)} of ${count(asked)} known`),
     typeof at === "number" && [pair("edited at layer", count(at)), pair("edited with rank", count(with_))],
     typeof missed === "number" && pair("missed by the sketch", percent(missed)),
@@ -63,7 +65,7 @@ function figures({ layer, beta, cut, rank, n_layers: n, edit_layer: at, edit_ran
 }
 
 const halves = ({ folds }) => folds.length > 0 && el("p", { class: "note" }, "Chosen on each half: ",
-  folds.map(({ layer, beta }, i) => `${i ? "; " : ""}layer ${layer}, β ${number(beta)}`), ". The figures above are chosen with all samples.");
+  folds.map(({ layer, beta }, i) => `${i ? "; " : ""}layer ${layer}, β ${plain(beta)}`), ". The figures above are chosen with all samples.");
 
 function layers({ layers: series, grid, operator }) {
   const plot = curvePlot(series, { xLabel: "layer", yLabel: "faithful", axis: "linear", label: "Faithfulness by layer; the table has the numbers" });
@@ -74,7 +76,7 @@ function layers({ layers: series, grid, operator }) {
     ...series.map((line) => ({ name: line.name, number: true, by: (i) => line.y[i],
       show: (i) => [percent(line.y[i]), line.low && [" ", el("small", {}, interval(line.low[i], line.high[i]))]] })),
   ];
-  const heat = grid && { x: { name: "β", labels: grid.betas.map((beta) => number(beta)) }, y: { name: "layer", labels: rows.map(String) },
+  const heat = grid && { x: { name: "β", labels: grid.betas.map(plain) }, y: { name: "layer", labels: rows.map(String) },
     values: grid.values, format: "percent", scale: "sequential" };
   return el("section", {},
     el("h2", {}, "Faithfulness by layer"),
