@@ -29,7 +29,7 @@ export function patchSection(seen, state, fields) {
 function said({ site, direction, answer, foil, start, other, layers, left }) {
   const [into, from] = direction === "denoise" ? ["second", "first"] : ["first", "second"];
   return el("p", { class: "soft measure" },
-    `Into the run of the ${into} prompt is put ${WHAT[site]}, of the ${from}, one token at a time. Followed is the logit of `,
+    `A value of the ${from} prompt's run, ${WHAT[site]} at one token, is put into the ${into}'s. Followed is the logit of `,
     el("bdi", {}, `“${answer}”`), " minus that of ", el("bdi", {}, `“${foil}”`), `: ${score(start)} without a patch is 0 %, ${score(other)} in the other run is 100 %.`,
     left > 0 && el("span", { class: "left" }, ` ${layers.length - left} of ${layers.length} layers.`));
 }

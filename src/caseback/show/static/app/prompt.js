@@ -26,12 +26,12 @@ export function page(root) {
     against: "false", other: "", site: "resid_post", direction: "denoise", answer: "", foil: "" }, {
     token: (text) => /^\d{0,3}$/.test(text),
     head: (text) => /^(\d+\.\d+)?$/.test(text),
-    method: (text) => text in METHODS,
+    method: (text) => Object.hasOwn(METHODS, text),
     look: (text) => text === "taken" || text === "attention",
     twin: (text) => text === "true" || text === "false",
     against: (text) => text === "true" || text === "false",
-    site: (text) => text in SITES,
-    direction: (text) => text in DIRECTIONS,
+    site: (text) => Object.hasOwn(SITES, text),
+    direction: (text) => Object.hasOwn(DIRECTIONS, text),
   });
   const input = el("textarea", { id: "prompt", rows: "2", spellcheck: "false", autocomplete: "off", "aria-label": "Prompt",
     placeholder: "Type a prompt", oninput: () => state.set({ text: input.value, token: "" }) });
@@ -175,7 +175,7 @@ export function page(root) {
   // What stands beside a part when the twin is wanted: the same of the twin, or that it is still to come.
   function twinBlock(beside, twin, shown) {
     if (!on("twin")) return null;
-    return el("div", { class: "twin" }, el("h3", {}, "Its random twin"),
+    return el("div", { class: "twin" }, el("h3", {}, "Its random twin ", el("small", {}, "the same shape, weights never trained")),
       beside?.error ? problem({ message: beside.error }) : twin ? shown() : el("p", { class: "soft" }, "reading …"));
   }
 
@@ -205,17 +205,17 @@ export function page(root) {
       el("p", { class: "soft measure" }, raw ? "Shares of its attention at the chosen token." :
         "Shares of what it takes at the chosen token: attention times the length of what the looked-at token gives, |A v W_O|."),
       bars(shares, "Tokens, with the share the head takes from each"),
-      twinBlock(beside, twin, () => {
-        const random = sharesOf((raw ? twin.pattern : twin.taken)[at]);
-        return [el("p", { class: "soft measure" }, "The same head takes ", mostOf(random), " there, and ", mostOf(shares), " in the model."),
-          bars(random, "Random twin: tokens, with the share the head takes from each")];
-      }),
       el("div", { class: "heads" },
         select("layer ", layers, layer, (l) => state.set({ head: `${l}.${index}` })),
         select("head ", heads, index, (h) => state.set({ head: `${layer}.${h}` })),
         el("span", { class: "soft" }, "taking most here: "),
         strongest.map(({ head: name, from }) => el("button", { type: "button", class: "quiet", "aria-pressed": String(name === head),
           title: `from ${from} ${words[from]}`, onclick: () => state.set({ head: name }) }, name))),
+      twinBlock(beside, twin, () => {
+        const random = sharesOf((raw ? twin.pattern : twin.taken)[at]);
+        return [el("p", { class: "soft measure" }, "The same head takes ", mostOf(random), " there, and ", mostOf(shares), " in the model."),
+          bars(random, "Random twin: tokens, with the share the head takes from each")];
+      }),
       el("details", { class: "whole", open: places.attention.querySelector("details")?.open },
         el("summary", {}, "Its whole map"),
         heatMaps([{ x: { name: "looked at", ...axis }, y: { name: "looks", ...axis }, values: full, format: raw ? "percent" : "number", scale: "sequential" }], `Head ${head}`))];
