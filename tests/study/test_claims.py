@@ -36,6 +36,7 @@ from caseback.study.claims import (
     verdict_of,
 )
 from caseback.study.claims.component import Place
+from caseback.study.claims.parts import Subspace
 from caseback.study.claims.patched import both_runs, looks, patched
 from caseback.study.files import write_json
 from caseback.study.readings import PATCH
@@ -182,11 +183,11 @@ def test_a_place_alone_joined_and_by_the_models_own_edits_is_the_same(text: str)
 def test_a_direction_is_patched_alone_and_all_of_them_are_the_site(study: Study) -> None:
     whole = read_component("z.1.2@end", study, MODEL).target
     (site,) = patched(MODEL, PAIRS, [whole], "noise")
-    every = tuple(Place(Site("z", 1, 2, "end"), direction) for direction in torch.eye(16))
+    every = tuple(Place(Site("z", 1, 2, "end"), Subspace(direction[None])) for direction in torch.eye(16))
     assert np.allclose(patched(MODEL, PAIRS, [every], "noise")[0], site, atol=1e-5)
     save_file({"d": torch.ones(16)}, "d.safetensors")
     component = read_component("direction:d.safetensors@z.1.2@end", study, MODEL)
-    assert component.can == ("effect", "sufficiency", "necessity", "specificity", "adversarial")
+    assert component.can == ("predict", "effect", "sufficiency", "necessity", "specificity", "adversarial")
     (along,) = patched(MODEL, PAIRS, [component.target], "noise")
     clean, other = both_runs(MODEL, PAIRS)
     assert not np.allclose(along, site, atol=1e-2) and not np.allclose(site, clean, atol=1e-2)
@@ -393,7 +394,7 @@ def test_another_model_is_refused(study: Study) -> None:
         ("z.1.2+z.1.2", "names a site twice"),
         ("resid_final@end", "has no layers"),
         ("zz.1.2", "there is no site named 'zz'"),
-        ("relation:x", "is no component: write sites joined by"),
+        ("relations:x", "is no component: write sites joined by"),
         ("circuit:x", "there are no runs in"),
         ("circuit:x:many", "a circuit's size is a number of edges"),
         ("direction:d.safetensors", "is not of the form direction:FILE@SITE"),
@@ -429,7 +430,7 @@ def test_a_claim_that_cannot_be_tested_is_refused(study: Study, given: dict[str,
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"tests": ["predict"]}, "the claim predicts no attention; make it with --attends"),
+        ({"tests": ["predict"]}, "the claim predicts no attention and no activation; make it with --attends"),
         ({"tests": ["effect"]}, "the claim predicts no effect; make it with --effect"),
         ({"tests": ["adversarial"]}, "needs other input; name it with --adversarial"),
         ({"tests": ["minimality"]}, "it takes several sites joined by '+'"),

@@ -50,13 +50,24 @@ def new(
         str,
         typer.Argument(
             metavar="COMPONENT",
-            help="Sites joined by '+' (z.9.6@to+mlp_out.3), circuit:RUN[:EDGES], or direction:FILE@SITE.",
+            help="Sites joined by '+' (z.9.6@to+mlp_out.3), direction:FILE@SITE, feature:DICTIONARY:NUMBER[@SPAN], "
+            "relation:RUN[:RANK]@SPAN, or circuit:RUN[:EDGES].",
         ),
     ],
     description: Annotated[str, typer.Argument(metavar="DESCRIPTION", help="What it does, in words.")],
     attends: Annotated[
         str | None,
         typer.Option(metavar="FROM:TO", help="Predict: from span FROM, the heads take most from span TO."),
+    ] = None,
+    active: Annotated[
+        str | None,
+        typer.Option(metavar="SPAN", help="Predict: the direction or feature is active at the tokens of this span."),
+    ] = None,
+    active_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD,WORD", help="Predict: it is active at the tokens of a text that begin one of these words."
+        ),
     ] = None,
     effect: Annotated[
         str | None,
@@ -75,6 +86,7 @@ def new(
     task: Annotated[
         str | None, typer.Option(metavar="TASK|FILE", help="The task on whose discovery half it was found.")
     ] = None,
+    texts: Annotated[str | None, typer.Option(metavar="FILE", help="The .txt or .jsonl texts it was found on.")] = None,
     n: Pairs = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the task's pairs.")] = 0,
     model: ModelName = None,
@@ -84,7 +96,7 @@ def new(
     """Write a claim down before it is tested, with what its tests must show. What it was found on is never tested on."""
     from caseback.show.claims import found_words
     from caseback.study import Study, plain
-    from caseback.study.claims import Claim, FoundOn, found_on_run, found_on_task, new_claim
+    from caseback.study.claims import Claim, FoundOn, found_on_run, found_on_task, found_on_texts, new_claim
     from caseback.tasks.files import is_file, look
 
     if run and task:
@@ -104,6 +116,8 @@ def new(
             found = found_on_run(record, loaded)
         elif task:
             found = found_on_task(task, loaded, n=n, seed=seed)
+        if texts:
+            found = found_on_texts(texts, found)
         written = new_claim(
             study,
             loaded,
@@ -113,6 +127,8 @@ def new(
                 model={},
                 load=name,
                 attends=_spans(attends),
+                active=active,
+                active_on=tuple(active_on.split(",")) if active_on is not None else (),
                 effect=predicted,
                 causal=ROLES[says],
                 at_least=at_least,
@@ -123,7 +139,7 @@ def new(
         typer.echo(json.dumps({"claim": written.id, **plain(written)}))
         return
     typer.echo(f"{safe(written.component)}: {safe(written.description)}")
-    typer.echo(f"found {found_words(written)}; {len(found.prompts)} prompts set aside")
+    typer.echo(f"found {found_words(written)}; {len(written.found_on.prompts)} prompts set aside")
     typer.echo(f"claim {written.id}")
 
 
@@ -148,6 +164,12 @@ def test(
         str | None, typer.Option(metavar="TASK|FILE", help="Other input for which the description says the same.")
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="There it says the opposite.")] = False,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="The .txt or .jsonl texts on which the words it is active on are looked for."
+        ),
+    ] = None,
     randoms: Annotated[int, typer.Option(min=1, help="Random components to compare with.")] = 60,
     model: ModelName = None,
     twin: Twin = False,
@@ -175,6 +197,7 @@ def test(
         seed=seed,
         adversarial=adversarial,
         flips=flips,
+        texts=texts,
         randoms=randoms,
         dtype=dtype,
         device=device,
@@ -182,7 +205,7 @@ def test(
         **({"model": model} if model else {}),
     )
     with progress() as tick:
-        passed = {"claim": found.id, "task": task, "n": n, "seed": seed}
+        passed = {"claim": found.id, "task": task, "n": n, "seed": seed, "texts": texts}
         record = study.ask("claim-test", config, passed=passed, progress=tick, force=force)
     say(record, as_json=as_json)
     if not (twin or as_json):
@@ -230,7 +253,7 @@ def show(claim: Name, out: Out = None, as_json: Json = False) -> None:
     typer.echo("")
     for number, run, data, pairs, forwards in view["sections"][1]["table"]["rows"]:
         typer.echo(f"run {number:.0f}: {safe(run)}")
-        typer.echo(f"       {safe(data)}; {pairs} pairs; {forwards:,} prompts run")
+        typer.echo(f"       {safe(data)}; {f'{pairs} pairs; ' if pairs else ''}{forwards:,} prompts run")
     for note in view["notes"]:
         typer.echo(safe(note))
     typer.echo(f"page {page.resolve()}")

@@ -32,6 +32,7 @@ from caseback.evidence.ranks import (
     top_difference,
     top_recall,
 )
+from caseback.evidence.roc import auroc, auroc_interval, wins
 
 __all__ = [
     "Agreement",
@@ -39,6 +40,8 @@ __all__ = [
     "Interval",
     "Resampling",
     "agreement",
+    "auroc",
+    "auroc_interval",
     "bootstrap",
     "crossed_mean_interval",
     "cmd",
@@ -63,4 +66,5 @@ __all__ = [
     "top",
     "top_difference",
     "top_recall",
+    "wins",
 ]

@@ -105,6 +105,11 @@ def _predictions(claim: Claim) -> list[tuple[str, tuple[str, ...]]]:
     found = [(f"it carries at least {claim.at_least:.0%} of the answer ({' and '.join(claim.causal)})", claim.causal)]
     if claim.attends:
         found.append((f"from {claim.attends[0]!r} it takes most from {claim.attends[1]!r}", ("predict",)))
+    if claim.active:
+        found.append((f"it is active at the tokens of {claim.active!r}", ("predict",)))
+    if claim.active_on:
+        words = " or ".join(map(repr, claim.active_on))
+        found.append((f"it is active at the tokens that begin {words}", ("predict",)))
     if claim.effect:
         found.append((f"its mean in its place takes {claim.effect[0]:.0%} to {claim.effect[1]:.0%}", ("effect",)))
     return found
@@ -160,8 +165,10 @@ def found_words(claim: Claim) -> str:
     """What a claim was found on, in words that follow "found"."""
     found = claim.found_on
     if found.run:
-        return f"in run {found.run}"
-    return f"on the discovery half of {found.task}, seed {found.seed}" if found.task else "without data"
+        return f"in run {found.run}" + (f" and on the texts of {found.texts}" if found.texts else "")
+    places = [f"on the discovery half of {found.task}, seed {found.seed}"] if found.task else []
+    places += [f"on the texts of {found.texts}"] if found.texts else []
+    return " and ".join(places) or "without data"
 
 
 def payload(found: Standing) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from caseback.relations.judge import JudgeConfig, drawn, template_of
 from caseback.relations.library import resolve
 from caseback.relations.observe import Observed, observe
 from caseback.relations.operator import fit
+from caseback.relations.prompt import ask
 from caseback.relations.relation import Relation, Sample
 from caseback.study.finding import LookingConfig
 from caseback.study.relation import RelationConfig
@@ -35,7 +36,7 @@ from caseback.study.resume import RunFolder
 from caseback.study.spec import plain
 from caseback.study.store import Study
 
-__all__ = ["Judged", "UsesConfig", "cite", "judged", "known", "refuse_twin"]
+__all__ = ["Judged", "UsesConfig", "cite", "judged", "known", "prompts_of", "read_judged", "refuse_twin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,18 @@ def known(model: Model, relation: Relation, judge: JudgeConfig, progress: Progre
     return found[np.flatnonzero(found.known)] if judge.known else found
 
 
+def prompts_of(config: RelationConfig, model: Model) -> tuple[str, ...]:
+    """Every prompt that a relation's judgement asks, of all its splits."""
+    relation, how = resolve(config.relation), config.judged
+    template, found = template_of(relation, how), []
+    for split in range(config.splits):
+        training, rest = ([relation.samples[i] for i in part] for part in drawn(relation, how, split))
+        for sample in (*training, *rest):
+            examples = [] if how.zero_shot else [one for one in training if one is not sample]
+            found.append(ask(model, template, sample, examples).text)
+    return tuple(found)
+
+
 def refuse_twin(config: UsesConfig) -> None:
     """Raise RelationError where a use that needs knowledge is asked of a twin."""
     if config.twin:
@@ -169,10 +182,11 @@ def judged(config: UsesConfig, run: RunFolder, model: Model, progress: Progress 
     cited = cite(config, study, model, progress).judged
     if len(cited) != len(config.relations_used):
         raise StudyError(f"{len(cited)} runs are named for {len(config.relations_used)} relations; name one for each")
-    return tuple(_read(study, id, name, model) for id, name in zip(cited, config.relations_used, strict=True))
+    return tuple(read_judged(study, id, name, model) for id, name in zip(cited, config.relations_used, strict=True))
 
 
-def _read(study: Study, id: str, name: str, model: Model) -> Judged:
+def read_judged(study: Study, id: str, name: str, model: Model) -> Judged:
+    """The operator of one run, which is of the relation of that name. Raises as `judged` does."""
     relation = resolve(name)
     what = f"run {id}, whose operator of {relation.name!r} is used,"
     anew = f"ask for {relation.name!r} anew"

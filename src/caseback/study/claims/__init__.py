@@ -11,7 +11,8 @@ rule in `rule`.
 
 from __future__ import annotations
 
-from caseback.study.claims.component import Component, read_component
+from caseback.study.claims.component import Component
+from caseback.study.claims.kinds import read_component
 from caseback.study.claims.ledger import (
     Claim,
     FoundOn,
@@ -20,6 +21,7 @@ from caseback.study.claims.ledger import (
     claims,
     found_on_run,
     found_on_task,
+    found_on_texts,
     new_claim,
     read_claim,
     standing,
@@ -46,6 +48,7 @@ __all__ = [
     "claims",
     "found_on_run",
     "found_on_task",
+    "found_on_texts",
     "new_claim",
     "read_claim",
     "read_component",

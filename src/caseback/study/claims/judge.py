@@ -8,15 +8,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from caseback.evidence import Interval, difference_interval, mean_interval, proportion_interval, ratio_interval
+from caseback.evidence import (
+    Interval,
+    auroc_interval,
+    difference_interval,
+    mean_interval,
+    proportion_interval,
+    ratio_interval,
+)
 from caseback.study.claims.rule import Outcome
 
-__all__ = ["WEAKER", "adversarial", "causal", "effect", "minimality", "predict", "specificity"]
+__all__ = ["ACTIVE", "WEAKER", "activation", "adversarial", "causal", "effect", "minimality", "predict", "specificity"]
 
 WEAKER = 0.9
 """The share of random components that a specific one is stronger than."""
+ACTIVE = 0.75
+"""The AUROC that an activation must reach."""
 
 
 def predict(own: Bool[np.ndarray, "head example"], others: Bool[np.ndarray, "other example"], forwards: int) -> Outcome:
@@ -30,6 +39,30 @@ def predict(own: Bool[np.ndarray, "head example"], others: Bool[np.ndarray, "oth
         control=mean_interval(others.mean(axis=0)),
         over=min(_less(value, 0.5), beyond, key=lambda each: each.value),
         bar="over 50% and the control",
+        forwards=forwards,
+    )
+
+
+def activation(
+    own: Float[np.ndarray, "prompt prompt"],
+    control: Float[np.ndarray, "prompt prompt"],
+    said: Bool[np.ndarray, "token"],
+    prompt: Int[np.ndarray, "token"],
+    forwards: int,
+) -> Outcome:
+    """Does the activation tell the tokens it was said to be active at from the others? `own` and `control` are
+    `caseback.evidence.wins`; the control is the random one that nine of ten do not exceed."""
+    value = auroc_interval(own, said, prompt)
+    if own.sum() in (0, said.sum() * (~said).sum()):  # all pairs out of order, or none: a bootstrap has no width
+        n = len(set(prompt[said].tolist()))
+        value = proportion_interval(n if own.any() else 0, n)
+    beyond = auroc_interval(own - control, said, prompt)
+    return Outcome(
+        test="predict",
+        value=value,
+        control=auroc_interval(control, said, prompt),
+        over=min(_less(value, ACTIVE), beyond, key=lambda each: each.value),
+        bar=f"over {ACTIVE:.0%} and the control",
         forwards=forwards,
     )
 

@@ -22,9 +22,13 @@ from caseback.core.errors import StudyError
 from caseback.core.provenance import sha256_file, sha256_json
 from caseback.model.model import Model
 from caseback.study.circuit import CircuitConfig, data_hash
-from caseback.study.claims.component import Component, read_component, where
+from caseback.study.claims.component import Component, where
+from caseback.study.claims.kinds import read_component
 from caseback.study.claims.rule import CAUSAL, Status, status_of, verdict_of
 from caseback.study.files import cannot_write, read_json, write_json
+from caseback.study.judged import prompts_of
+from caseback.study.readings.of_tuned import read_texts
+from caseback.study.relation import RelationConfig
 from caseback.study.spec import plain
 from caseback.study.store import Record, Study
 from caseback.tasks.files import is_file, read_task
@@ -38,6 +42,7 @@ __all__ = [
     "claims",
     "found_on_run",
     "found_on_task",
+    "found_on_texts",
     "new_claim",
     "prompt_hash",
     "read_claim",
@@ -59,8 +64,10 @@ class FoundOn:
     seed: int = 0
     half: str = ""
     """discovery: that half of the task's pairs; all: both."""
+    texts: str | None = None
+    """A file of texts."""
     prompts: tuple[str, ...] = field(default=(), repr=False)
-    """`prompt_hash` of every prompt, clean and counterfactual."""
+    """`prompt_hash` of every prompt, clean and counterfactual, and of every text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,10 @@ class Claim:
     """The model as given to `load`; None is the default model."""
     attends: tuple[str, str] | None = None
     """Predicted: from the first span, the heads take most from the second."""
+    active: str | None = None
+    """Predicted: the direction or feature is active at the tokens of this span."""
+    active_on: tuple[str, ...] = ()
+    """Predicted: it is active at the tokens of a text that begin one of these words."""
     effect: tuple[float, float] | None = None
     """Predicted: between which shares of the answer goes when the component is replaced by its mean."""
     causal: tuple[str, ...] = CAUSAL
@@ -84,7 +95,7 @@ class Claim:
     at_least: float = 0.05
     """The share of the answer the component must carry, in (0, 1]; in a minimality test, its parts together."""
     vector: str | None = None
-    """SHA-256 of the file of a direction."""
+    """SHA-256 of what a direction, a feature or a relation's operator is made of."""
     found_on: FoundOn = field(default_factory=FoundOn)
     created: str = ""
     """UTC, ISO 8601; not part of the id."""
@@ -98,15 +109,29 @@ class Claim:
             )
         if not 0 < self.at_least <= 1:
             raise StudyError(f"the share a component must carry lies in (0, 1], got {self.at_least}")
+        if self.active is not None and self.active_on:
+            raise StudyError("a claim says that its part is active in a span, or on words; not both")
+        if not all(word.strip() == word != "" for word in self.active_on):
+            raise StudyError(f"the words it is active on are written word,word; got {','.join(self.active_on)!r}")
         if self.effect is not None and not self.effect[0] < self.effect[1]:
             raise StudyError(
                 f"a predicted effect lies between a lower and a higher share, got {self.effect[0]} to {self.effect[1]}"
             )
 
     @property
+    def spans(self) -> tuple[str, ...]:
+        """Spans it predicts something of."""
+        return (*(self.attends or ()), *((self.active,) if self.active else ()))
+
+    @property
     def id(self) -> str:
-        """Beginning of component and description, and a hash of all but the date."""
+        """Beginning of component and description, and a hash of all but the date; what was not always asked counts where it
+        is said, so that older claims keep their ids."""
         body = {name: value for name, value in asdict(self).items() if name != "created"}
+        for part, later in ((body, ("active", "active_on")), (body["found_on"], ("texts",))):
+            for name in later:
+                if not part[name]:
+                    del part[name]
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.component} {self.description}".lower()).strip("-")
         return f"{words[:40].strip('-')}-{sha256_json(plain(body))[:8]}"
 
@@ -137,9 +162,18 @@ def found_on_task(task: str, model: Model, *, n: int | None = None, seed: int = 
     return FoundOn(task=task, n=n, seed=seed, half="discovery", prompts=hashes(read.discovery))
 
 
+def found_on_texts(file: str, also: FoundOn) -> FoundOn:
+    """The texts of a file, beside what else a claim was found on."""
+    seen = {prompt_hash(text) for text in read_texts(file)}
+    return replace(also, texts=file, prompts=tuple(sorted({*also.prompts, *seen})))
+
+
 def found_on_run(record: Record, model: Model) -> FoundOn:
     """All prompts a run looked at. Raises StudyError where they cannot be told, or are others now."""
     asked = record.spec.params
+    if record.spec.method == "relation":
+        seen = {prompt_hash(text) for text in prompts_of(record.spec.config(RelationConfig), model)}
+        return FoundOn(run=record.id, prompts=tuple(sorted(seen)))
     if asked.get("task"):
         task, n, seed = str(asked["task"]), asked.get("n"), int(asked.get("seed") or 0)
         circuit = record.spec.method == "circuit"  # whose pairs may have been given other spans
@@ -174,18 +208,18 @@ def new_claim(study: Study, model: Model, claim: Claim) -> Claim:
     """
     component = read_component(claim.component, study, model)
     claim = replace(claim, component=component.text, model=plain(asdict(model.source)), vector=component.sha256)
-    if claim.attends:
-        component.require(("predict",))
+    component.require_prediction(attends=claim.attends is not None, active=bool(claim.active or claim.active_on))
     if claim.effect:
         component.require(("effect",))
-    if component.kind == "circuit":  # found on its run's pairs, whatever else the claim was found on
-        run = found_on_run(study.find(component.text.split(":")[1]), model)
+    if component.run is not None:  # found on what its run looked at, whatever else the claim was found on
+        run = found_on_run(study.find(component.run), model)
         found = claim.found_on if claim.found_on.prompts else run
         prompts = tuple(sorted({*found.prompts, *run.prompts}))
-        claim = replace(claim, found_on=replace(found, half="all", prompts=prompts))
+        half = "all" if component.kind == "circuit" else found.half
+        claim = replace(claim, found_on=replace(found, half=half, prompts=prompts))
     if claim.found_on.task and component.kind != "circuit":
         task = read_task(claim.found_on.task, n=claim.found_on.n, seed=claim.found_on.seed, model=model)
-        require_spans(task, component, model, claim.attends or ())
+        require_spans(task, component, model, claim.spans)
     path = study.path / "claims" / f"{claim.id}.json"
     if path.exists():
         return read_claim(study, claim.id)
@@ -238,15 +272,19 @@ def claims(study: Study) -> tuple[Claim, ...]:
     return tuple(sorted(found, key=lambda claim: (claim.created, claim.id)))
 
 
+_TUPLES = ("attends", "effect", "causal", "active_on")
+
+
 def _read(path: Path) -> Claim:
     body = read_json(path)
     try:
         found = body["found_on"]
         claim = Claim(
-            **{key: value for key, value in body.items() if key not in ("found_on", "attends", "effect", "causal")},
+            **{key: value for key, value in body.items() if key not in ("found_on", *_TUPLES)},
             attends=tuple(body["attends"]) if body["attends"] else None,
             effect=tuple(body["effect"]) if body["effect"] else None,
             causal=tuple(body["causal"]),
+            active_on=tuple(body.get("active_on", ())),
             found_on=FoundOn(**{**found, "prompts": tuple(found["prompts"])}),
         )
     except (KeyError, TypeError) as error:

@@ -89,7 +89,7 @@ def patched(
             taps: dict[Key, Tap] = {}
             for key in dict.fromkeys(place.site.tap for place in places[i]):
                 here = [place for place in places[i] if place.site.tap == key]
-                given = [means[place] if way == "mean" else source[key] for place in here]
+                given = [means[place] if way == "mean" else _read(place, source[key]) for place in here]
                 taps[key] = partial(_put, into, here, given)
             logits = execute(model, into, taps, start=Start(start, streams["resid_pre", start]))
             assert logits is not None
@@ -121,7 +121,7 @@ def _alone(
 
 def _is_alone(target: tuple[Place, ...]) -> bool:
     """Whether `Rows` can patch it: one whole site, of one head where it has heads."""
-    one = len(target) == 1 and target[0].direction is None
+    one = len(target) == 1 and target[0].part is None
     return one and (target[0].site.head is not None or not target[0].site.kind.heads)
 
 
@@ -143,13 +143,18 @@ def _keep(values: dict[Key, Tensor], key: Key, value: Tensor) -> Tensor:
     return value
 
 
+def _read(place: Place, value: Tensor) -> Tensor:
+    """What a place takes from a value: all of it, or the numbers of its part."""
+    return value if place.part is None else place.part.read(value)
+
+
 def _put(batch: Batch, places: Sequence[Place], sources: Sequence[Tensor], value: Tensor) -> Tensor:
-    """The value with each place's source in it."""
+    """The value with each place's source in it, as `_read` gives it."""
     for place, source in zip(places, sources, strict=True):
-        new = source.to(value).expand_as(value)
-        if place.direction is not None:
-            along = place.direction.to(value)
-            new = value + ((new - value) @ along)[..., None] * along
+        if place.part is None:
+            new = source.to(value).expand_as(value)
+        else:
+            new = value + place.part.write(source.to(value) - place.part.read(value))
         value = torch.where(_mask(place.site, where(place.site, batch), value), new, value)
     return value
 
@@ -176,7 +181,7 @@ def _means(model: Model, pairs: PairBatch, places: set[Place]) -> Mapping[Place,
         values = _values(model, chunk.counterfactual, keys)
         for place in places:
             tokens = where(place.site, chunk.counterfactual)
-            total = values[place.site.name, place.site.layer][tokens].float().sum(dim=0)
+            total = _read(place, values[place.site.name, place.site.layer])[tokens].float().sum(dim=0)
             totals[place] = totals.get(place, torch.zeros_like(total)) + total
             counts[place] = counts.get(place, 0.0) + float(tokens.sum())
     return {place: (total / max(counts[place], 1.0))[None, None] for place, total in totals.items()}
