@@ -75,7 +75,7 @@ def test_it_is_judged_and_recorded(relation: Any, place: Path) -> None:
     record = Study().find(found["run"])
     view = record.stage("view").data
     validate({**view, "environment": dict(record.environment), "cost": {}})
-    assert record.report is not None and "Faithfulness by layer" in record.report.read_text()
+    assert record.report is not None and '"kind":"relation"' in record.report.read_text()
 
 
 def test_the_text_says_the_claim_the_controls_and_the_page(relation: Any, place: Path) -> None:
