@@ -15,16 +15,22 @@ from starlette.testclient import TestClient
 
 from caseback.core.errors import ReadingError
 from caseback.model.model import Model
+from caseback.model.twin import random_twin
 from caseback.reading.heads import patterns
 from caseback.reading.inputs import attribute_inputs
 from caseback.reading.lens import logit_lens
-from caseback.show.live import PARTS, Live, look_of
+from caseback.reading.patching import patch_grid
+from caseback.show import live as live_module
+from caseback.show.grids import LONGEST
+from caseback.show.live import ASKED, PARTS, Live, look_of
 from caseback.show.server import application
 from caseback.study import Study
+from caseback.tasks import Pair
+from caseback.tasks.encode import encode
 
-from ..relations.small import affine_of
+from ..relations.small import affine_of, model_of
 
-PROMPT = "the friend of subject3 is"
+PROMPT, OTHER = "the friend of subject3 is", "the friend of subject1 is"
 MODEL = affine_of().model
 
 
@@ -78,6 +84,119 @@ def test_another_token_and_head_are_read_from_what_is_kept(live: Live) -> None:
     assert "lens" not in again
     kept = read(live)
     assert kept["lens"]["probability"] == first["lens"]["probability"]
+
+
+# --- the random twin --------------------------------------------------------------------------------------------------
+
+
+def test_the_twin_is_asked_the_same_of_the_same_head_and_answer(live: Live) -> None:
+    trained = read(live, token=3)
+    said = read(live, token=3, parts=[part for part in ASKED if part != "patch"])
+    twin = random_twin(MODEL)
+    batch = MODEL.encode([PROMPT])
+    lens = logit_lens(twin, batch)
+    assert np.allclose(said["twin.lens"]["probability"], lens.top_probs[:, 0, :, 0], atol=1e-3)
+    assert said["twin.attention"]["head"] == trained["attention"]["head"]
+    layer, head = map(int, trained["attention"]["head"].split("."))
+    assert np.allclose(said["twin.attention"]["pattern"], patterns(twin, batch).pattern[layer, 0, head], atol=1e-3)
+    assert said["twin.inputs"]["answer"] == trained["inputs"]["answer"]
+    answer = trained["next"]["ids"][3]
+    begun = MODEL.encode([PROMPT.rpartition(" ")[0]])
+    expected = attribute_inputs(twin, begun, lambda logits: logits[:, answer], method="occlusion")
+    assert np.allclose(said["twin.inputs"]["scores"], expected.scores[0], rtol=1e-3, atol=1e-4)
+    assert said["twin.inputs"]["scores"] != trained["inputs"]["scores"]
+
+
+def test_the_twin_is_made_when_it_is_asked_for_and_once(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(model: Model) -> Model:
+        made.append(model)
+        return random_twin(model)
+
+    monkeypatch.setattr(live_module, "random_twin", counted)
+    read(live)
+    assert made == []
+    for text in (PROMPT, OTHER):
+        read(live, text=text, parts=["twin.lens"])
+    assert made == [MODEL]
+
+
+# --- the grid against a second prompt ---------------------------------------------------------------------------------
+
+
+def grid_of(live: Live, **asked: Any) -> tuple[list[dict[str, Any]], dict[int, list[float]]]:
+    """What is said of a grid, message by message, and its rows by layer."""
+
+    async def collect() -> list[dict[str, Any]]:
+        look = look_of({"text": PROMPT, "client": "c", "parts": ["patch"], "other": OTHER, **asked})
+        return [part async for part in live.read(look) if part["part"] != "model"]
+
+    said = in_a_loop(collect())
+    return said, {layer: row for part in said for layer, row in part.get("rows", [])}
+
+
+@pytest.mark.parametrize("site", ["resid_post", "attn_out", "mlp_out"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("family", ["affine", "llama", "gpt2"])
+def test_the_rows_are_those_of_the_patching_grid(tmp_path: Path, site: str, direction: Any, family: str) -> None:
+    if family == "affine":  # what it says after either prompt is compared
+        model, first, second, asked = MODEL, PROMPT, OTHER, {}
+        words = ("object3", "object1")
+    else:
+        model, first, second = model_of(family), "the w4 of w11 w31 is", "the w4 of w12 w31 is"
+        words = ("w50", "w51")
+        asked = {"answer": words[0], "foil": words[1]}
+    live = Live(Study(tmp_path), lambda name: model)
+    said, rows = grid_of(live, text=first, other=second, site=site, direction=direction, **asked)
+    live.close()
+    assert (said[0]["answer"], said[0]["foil"]) == words
+    pair = Pair(clean=first, counterfactual=second, answers=(" " + words[0],), foils=(" " + words[1],), spans=())
+    grid = patch_grid(model, encode([pair], model), site, direction=direction)
+    assert [layer for part in said[1:] for layer, _ in part["rows"]] == list(grid.layers)[::-1]
+    assert [part["left"] for part in said] == list(range(len(grid.layers), -1, -1))
+    assert said[0]["start"] == pytest.approx(grid.start[0], abs=1e-5)
+    assert said[0]["other"] == pytest.approx(grid.other[0], abs=1e-5)
+    expected = grid.effect[:, 0]
+    if (family, site) != ("affine", "mlp_out"):  # whose MLPs write nothing
+        assert np.abs(expected).max() > 1e-3
+    assert np.allclose([rows[layer] for layer in grid.layers], expected, atol=2e-3)
+    assert all(row[:3] == [0, 0, 0] for row in rows.values())  # before the first difference, exactly
+
+
+def test_a_grid_that_was_broken_off_goes_on_where_it_stopped(live: Live) -> None:
+    async def some() -> None:
+        asked = {"text": PROMPT, "client": "c", "parts": ["patch"], "other": OTHER}
+        first = live.read(look_of(asked))
+        for _ in range(3):  # model, what it is about, one row
+            await anext(first)
+        await anext(live.read(look_of({"text": OTHER, "client": "c", "parts": ["tokens"]})))
+        assert [part["part"] async for part in first] == ["stale"]
+
+    in_a_loop(some())
+    said, rows = grid_of(live)
+    assert len(said[0]["rows"]) >= 1  # already there
+    assert len(rows) == MODEL.n_layers and said[-1]["left"] == 0
+    again, same = grid_of(live)
+    assert len(again) == 1 and same == rows
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"other": ""}, "write the second one"),
+        ({"other": PROMPT}, "are the same; change a word"),
+        ({"other": "the friend of subject1"}, "the first prompt has 5 tokens and the second 4"),
+        ({"other": "is " * 200}, "here 128 are read"),
+        ({"text": "is " * 40, "other": "of " * 40}, f"here grids of {LONGEST} are made"),
+        ({"answer": "object1", "foil": "object1"}, "compared with itself"),
+        ({"answer": "\ud800"}, "no UTF-8"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_said(live: Live, asked: dict[str, Any], why: str) -> None:
+    [said], rows = grid_of(live, **asked)
+    assert why in said["error"] and rows == {}
+    assert "error" not in read(live)  # the other parts come
 
 
 def test_a_later_question_makes_an_earlier_one_stale(live: Live) -> None:
@@ -147,6 +266,10 @@ def test_a_part_that_cannot_be_is_said_and_the_others_come(live: Live, head: str
         {"text": "x", "client": "c", "method": "magic"},
         {"text": "x", "client": "c", "token": True},
         {"text": "x", "client": "c", "parts": [["x"]]},
+        {"text": "x", "client": "c", "parts": ["twin.next"]},
+        {"text": "x", "client": "c", "site": "q"},
+        {"text": "x", "client": "c", "direction": "up"},
+        {"text": "x", "client": "c", "other": None},
     ],
 )
 def test_a_question_that_does_not_fit_is_refused(asked: dict[str, Any]) -> None:
