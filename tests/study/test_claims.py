@@ -358,11 +358,12 @@ def test_the_ledger_keeps_what_was_said(study: Study) -> None:
     path = study.path / "claims" / f"{other.id}.json"
     path.write_bytes((study.path / "claims" / f"{claim.id}.json").read_bytes())
     with pytest.raises(StudyError, match="is not the claim its name says"):
-        claims(study)
+        read_claim(study, other.id)
     body = json.loads(path.read_text())
     path.write_text(json.dumps(body | {"description": "something else"}))
     with pytest.raises(StudyError, match="does not match its SHA-256"):
-        claims(study)
+        read_claim(study, other.id)
+    assert claims(study) == (claim,)
 
 
 def test_a_random_twin_is_asked_and_does_not_count(study: Study) -> None:

@@ -216,14 +216,15 @@ def test(
 def list_claims(out: Out = None, as_json: Json = False) -> None:
     """All claims of a study, with their status."""
     from caseback.study import Study
-    from caseback.study.claims import claims, standings
+    from caseback.study.claims import claims, damaged, standings
 
     study = Study(out)
-    found = standings(study, claims(study))
+    found, wrong = standings(study, claims(study)), damaged(study)
     if as_json:
-        typer.echo(json.dumps([_json(each) for each in found]))
+        notes = [{"claim": id, "status": "damaged", "note": why} for id, why in wrong.items()]
+        typer.echo(json.dumps([*(_json(each) for each in found), *notes]))
         return
-    if not found:
+    if not found and not wrong:
         typer.echo(f"no claims in {study.path}; `caseback claim new` makes one")
         return
     for each in found:
@@ -231,6 +232,8 @@ def list_claims(out: Out = None, as_json: Json = False) -> None:
         said = f"{safe(each.claim.component)}: {safe(each.claim.description)}"
         typer.echo(f"{each.status:12}  {said}")
         typer.echo(f"{'':12}  {each.claim.id}, {_count(each.tests, 'test')} in {_count(runs, 'run')}")
+    for why in wrong.values():
+        typer.echo(f"{'damaged':12}  {safe(why)}")
 
 
 @app.command("show")

@@ -25,8 +25,9 @@ from caseback.evidence import proportion_interval
 from caseback.model.check import check
 from caseback.model.model import Model
 from caseback.study.circuit import headline
+from caseback.study.files import NotWritten
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, sheet
-from caseback.study.resume import RunFolder
+from caseback.study.resume import Busy, RunFolder
 from caseback.study.spec import Asked
 from caseback.study.store import Record, Study
 from caseback.tasks import library, read_task
@@ -208,6 +209,8 @@ def _examined(
             wish.method, _config(config, wish, wish.sizes[size["place"]]), model=model, progress=progress
         )
         told |= {"run": record.id, "claim": _claim(record)}
+    except (Busy, NotWritten):  # says nothing of the model: the audit stops, and goes on when it is resumed
+        raise
     except CasebackError as error:
         told["why"] = str(error)
     return told | {"seconds": time.perf_counter() - begin}

@@ -7,7 +7,6 @@ some process holds is never waste.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from caseback.core.errors import StudyError
-from caseback.study.files import cannot_write
+from caseback.study.files import cannot_write, discard
 from caseback.study.resume import is_locked, locked
 from caseback.study.store import Record, Study
 
@@ -69,7 +68,7 @@ def remove(study: Study, waste: Iterable[Waste]) -> int:
             if one.path.parent != study.path / "runs" or is_locked(one.path / "lock"):
                 continue
             try:
-                shutil.rmtree(one.path)
+                discard(one.path)
             except FileNotFoundError:
                 continue
             except OSError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,8 +28,11 @@ from caseback.study.spec import plain
 __all__ = [
     "FORMAT",
     "Checkpoint",
+    "Newer",
+    "NotWritten",
     "Saved",
     "cannot_write",
+    "discard",
     "read_checkpoint",
     "read_json",
     "write",
@@ -38,6 +42,15 @@ __all__ = [
 
 FORMAT = 1
 """Version of everything a run folder holds; a reader refuses newer ones."""
+
+
+class NotWritten(StudyError):
+    """A file of a study could not be written; nothing of the request is at fault."""
+
+
+class Newer(StudyError):
+    """A file is from a newer caseback: it is whole, and it is not ours to mend or to replace."""
+
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _KEY = "caseback"
@@ -54,19 +67,17 @@ class Saved:
     sha256: str
 
 
-def cannot_write(path: Path, error: OSError) -> StudyError:
-    """Why a file of a study could not be written, and the way out."""
+def cannot_write(path: Path, error: OSError, *, way_out: str = "") -> NotWritten:
+    """Why a file could not be written, and the way out: of one that is not of a study `way_out` says it."""
     if error.errno in _FULL:
-        return StudyError(
+        return NotWritten(
             f"the disk is full: {path} could not be written; what was saved before is whole, "
             "free some space and give the same command again"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StudyError(
-            f"{path.parent} cannot be written to ({error.strerror}); "
-            "choose another study folder with --study DIR or CASEBACK_STUDY"
-        )
-    return StudyError(f"{path} could not be written ({error.strerror or error})")
+        way_out = way_out or "choose another study folder with --study DIR or CASEBACK_STUDY"
+        return NotWritten(f"{path.parent} cannot be written to ({error.strerror}); {way_out}")
+    return NotWritten(f"{path} could not be written ({error.strerror or error})")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -102,6 +113,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write(path, json.dumps(body, indent=1, allow_nan=False).encode() + b"\n")
 
 
+def discard(folder: Path) -> None:
+    """Delete a run's folder, by a name first that says it is none any more: a kill leaves a run whole or no run."""
+    left = folder if folder.name.startswith(".new-") else folder.with_name(f".new-{folder.name}")
+    if left != folder:
+        folder.rename(left)
+    shutil.rmtree(left)
+
+
+def _newer(path: Path, format: int) -> Newer:
+    return Newer(
+        f"{path} was written by a newer caseback (format {format}, this one reads up to {FORMAT}); upgrade caseback"
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A sealed JSON object; StudyError where it is missing, damaged or from a newer caseback."""
     try:
@@ -113,10 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(body, dict) or not isinstance(body.get("format"), int):
         raise StudyError(f"{path} is damaged (it does not say its format)")
     if body["format"] > FORMAT:
-        raise StudyError(
-            f"{path} was written by a newer caseback (format {body['format']}, this one reads up to {FORMAT}); "
-            "upgrade caseback"
-        )
+        raise _newer(path, body["format"])
     seal = body.pop("sha256", None)
     if seal != sha256_json(plain(body)):
         raise StudyError(f"{path} is damaged (its content does not match its SHA-256)")
@@ -158,17 +180,19 @@ def read_checkpoint(path: Path, *, owner: str) -> Saved:
     try:
         (length,) = struct.unpack("<Q", content[:8])
         head = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        if head["format"] > FORMAT:
+            raise _newer(path, head["format"])
         arrays = {name: np.array(array) for name, array in load(content).items()}  # copied: a loaded array is read-only
         sha256 = head.pop("sha256")
         state = Checkpoint(arrays, head["data"])
         saved = Saved(state, int(head["done"]), int(head["steps"]), sha256)
         whole = sha256 == _hash(arrays, head)
+    except Newer:
+        raise
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StudyError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     if not whole:
         raise StudyError(f"{path} is damaged (its content does not match its SHA-256)")
-    if head["format"] > FORMAT:
-        raise StudyError(f"{path} was written by a newer caseback; upgrade caseback")
     if head["owner"] != owner:
         raise StudyError(f"{path} belongs to another run")
     return saved

@@ -16,9 +16,11 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["EVERY", "Filter", "Row", "rows"]
+__all__ = ["EVERY", "Filter", "Row", "delete", "rows"]
 
 _VERSION = 2
+WAIT = 5.0
+"""Seconds for another process to end its change."""
 _COLUMNS = "id, method, model, task, created, status, headline, note, asked"
 _TABLES = (
     "DROP TABLE IF EXISTS runs",
@@ -77,15 +79,21 @@ def rows(path: Path, ids: Sequence[str], read: Callable[[str], Row], wanted: Fil
         return _rows(str(path), ids, read, wanted)
     except sqlite3.OperationalError:
         pass  # not writable, locked for long, or a newer version's
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, ValueError):  # damaged, or what is in it is
         with suppress(OSError, sqlite3.Error):
-            path.unlink()
+            delete(path)
             return _rows(str(path), ids, read, wanted)
     return _rows(":memory:", ids, read, wanted)
 
 
+def delete(path: Path) -> None:
+    """Delete the list, and what SQLite keeps beside it, which would be played into the next one."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
 def _rows(place: str, ids: Sequence[str], read: Callable[[str], Row], wanted: Filter) -> tuple[Row, ...]:
-    with closing(sqlite3.connect(place, timeout=5)) as base:
+    with closing(sqlite3.connect(place, timeout=WAIT)) as base:
         base.execute("PRAGMA journal_mode = WAL")
         (version,) = base.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:

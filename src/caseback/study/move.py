@@ -52,7 +52,7 @@ def export_run(record: Record, path: Path) -> Path:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, way_out="name another file") from error
     return path
 
 

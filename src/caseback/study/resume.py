@@ -34,11 +34,21 @@ from typing import Any
 from caseback.core.errors import StudyError
 from caseback.core.progress import Progress
 from caseback.core.provenance import peak_memory_mb
-from caseback.study.files import Checkpoint, Saved, cannot_write, read_checkpoint, write, write_checkpoint, write_json
+from caseback.study.files import (
+    Checkpoint,
+    Newer,
+    Saved,
+    cannot_write,
+    read_checkpoint,
+    write,
+    write_checkpoint,
+    write_json,
+)
 from caseback.study.spec import Spec, plain
 
 __all__ = ["Busy", "Cost", "Event", "Interrupted", "RunFolder", "cost", "is_locked", "locked", "read_events"]
 
+_TOOK = ("seconds", "cpu_seconds", "peak_memory_mb")
 _STAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -153,6 +163,8 @@ class RunFolder:
             return None
         try:
             saved = read_checkpoint(path, owner=self.spec.digest)
+        except Newer:
+            raise
         except StudyError as error:
             self.event("damaged", stage=name, why=str(error), then="the stage is computed again")
             return None
@@ -259,6 +271,8 @@ def read_events(path: Path) -> tuple[Event, ...]:
             continue
         try:
             data = json.loads(line)
+            if not all(isinstance(data.get(name, 0), int | float) for name in _TOOK):
+                raise ValueError("what it took is no number")
             events.append(Event(str(data.pop("at")), str(data.pop("kind")), data))
         except (ValueError, KeyError, AttributeError):
             events.append(Event("", "unreadable", {"line": number}))

@@ -28,8 +28,8 @@ from caseback.core import registry
 from caseback.core.errors import CasebackError, StudyError
 from caseback.core.progress import Progress, silent
 from caseback.core.provenance import environment, versions
-from caseback.study.files import Checkpoint, Saved, cannot_write, read_checkpoint, read_json, write_json
-from caseback.study.index import EVERY, Filter, Row, rows
+from caseback.study.files import Checkpoint, Newer, Saved, cannot_write, discard, read_checkpoint, read_json, write_json
+from caseback.study.index import EVERY, Filter, Row, delete, rows
 from caseback.study.resume import Cost, Event, Interrupted, RunFolder, cost, is_locked, locked, read_events
 from caseback.study.spec import Asked, Method, Spec
 
@@ -72,15 +72,20 @@ class Record:
     def status(self) -> str:
         """finished, running, interrupted (Ctrl-C), failed, unfinished (killed), or damaged."""
         if (self.path / "result.json").exists():
-            try:
-                _ = self.result
-            except StudyError:
-                return "damaged"
-            return "finished"
+            return "damaged" if self.problem else "finished"
         if is_locked(self.path / "lock"):
             return "running"
         ends = [e.kind for e in self.events if e.kind in ("started", "resumed", "interrupted", "failed")]
         return ends[-1] if ends and ends[-1] in ("interrupted", "failed") else "unfinished"
+
+    @property
+    def problem(self) -> StudyError | None:
+        """Why the result that is there cannot be read."""
+        try:
+            _ = self.result
+        except StudyError as error:
+            return error
+        return None
 
     @cached_property
     def result(self) -> Mapping[str, Any]:
@@ -93,6 +98,8 @@ class Record:
                 raise StudyError(f"{self.path / 'result.json'} is damaged (a part is missing)")
         except KeyError as error:
             raise StudyError(f"{self.path / 'result.json'} is damaged (it has no {error})") from error
+        except Newer:
+            raise
         except StudyError as error:
             raise StudyError(f"{error}; `caseback resume {self.id}` makes it again from what is saved") from error
         return body
@@ -261,8 +268,7 @@ class Study:
 
     def reindex(self) -> int:
         """Rebuild the index from the folders; returns the number of runs in it."""
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{self.path / 'index.sqlite'}{suffix}").unlink(missing_ok=True)
+        delete(self.path / "index.sqlite")
         return len(self.runs())
 
     def report(self, record: Record) -> str:
@@ -281,7 +287,7 @@ class Study:
             numbers = record.result["table"].items()
             headline = {k: v for k, v in numbers if isinstance(v, (int, float)) and not isinstance(v, bool)}
         elif status == "damaged":
-            note = "result.json is damaged"
+            note = str(record.problem)
         elif status == "failed":
             note = str([e.data.get("error") for e in record.events if e.kind == "failed"][-1])
         return Row(
@@ -346,6 +352,8 @@ class Study:
         with locked(record.path / "lock", wait=1.0, busy=lambda: busy):
             record = Record.open(record.path)
             run = RunFolder(record.path, record.spec, progress=progress, have=have)
+            if isinstance(newer := record.problem, Newer):
+                raise newer  # not to be made anew in an older way
             if record.status != "finished" or record.damage():
                 self._begin(record, run, new)
                 try:
@@ -358,7 +366,7 @@ class Study:
                     raise Interrupted(say) from None
                 except Exception as error:
                     if new and isinstance(error, CasebackError) and not any(record.path.glob("arrays/*.safetensors")):
-                        shutil.rmtree(record.path)  # the request was at fault and nothing was computed: leave nothing
+                        discard(record.path)  # the request was at fault and nothing was computed: leave nothing
                     else:
                         self._note(run, "failed", error=f"{type(error).__name__}: {error}")
                     raise

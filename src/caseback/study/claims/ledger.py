@@ -9,6 +9,7 @@ The id ends in a hash of the content, so a test belongs to these words and no ot
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +41,7 @@ __all__ = [
     "Standing",
     "claim_ids",
     "claims",
+    "damaged",
     "found_on_run",
     "found_on_task",
     "found_on_texts",
@@ -249,7 +251,13 @@ def require_spans(task: Task, component: Component, model: Model, names: Sequenc
 
 def claim_ids(study: Study) -> tuple[str, ...]:
     """The ids of all claims, in the order of the alphabet."""
-    return tuple(sorted(path.stem for path in (study.path / "claims").glob("*.json") if not path.name.startswith(".")))
+    try:
+        found = os.listdir(study.path / "claims")
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as error:
+        raise StudyError(f"{study.path / 'claims'} cannot be read ({error.strerror})") from error
+    return tuple(sorted(name[:-5] for name in found if name.endswith(".json") and not name.startswith(".")))
 
 
 def read_claim(study: Study, name: str) -> Claim:
@@ -258,7 +266,9 @@ def read_claim(study: Study, name: str) -> Claim:
     if not ids:
         raise StudyError(f"there are no claims in {study.path}; `caseback claim new` makes one")
     if name == "latest":
-        return claims(study)[-1]
+        if found := claims(study):
+            return found[-1]
+        name = ids[0]  # which says what is wrong with it
     fitting = [name] if name in ids else [each for each in ids if each.startswith(name)]
     if len(fitting) != 1:
         what = f"is the beginning of {len(fitting)} claims" if fitting else f"is no claim in {study.path}"
@@ -267,9 +277,24 @@ def read_claim(study: Study, name: str) -> Claim:
 
 
 def claims(study: Study) -> tuple[Claim, ...]:
-    """All claims, oldest first."""
-    found = [_read(study.path / "claims" / f"{name}.json") for name in claim_ids(study)]
+    """All claims that can be read, oldest first; `damaged` tells the others."""
+    found, _ = _read_all(study)
     return tuple(sorted(found, key=lambda claim: (claim.created, claim.id)))
+
+
+def damaged(study: Study) -> dict[str, str]:
+    """Id → what is wrong, of the claims that cannot be read."""
+    return _read_all(study)[1]
+
+
+def _read_all(study: Study) -> tuple[list[Claim], dict[str, str]]:
+    found, wrong = [], {}
+    for name in claim_ids(study):
+        try:
+            found.append(_read(study.path / "claims" / f"{name}.json"))
+        except StudyError as error:
+            wrong[name] = str(error)
+    return found, wrong
 
 
 _TUPLES = ("attends", "effect", "causal", "active_on")
@@ -287,7 +312,7 @@ def _read(path: Path) -> Claim:
             active_on=tuple(body.get("active_on", ())),
             found_on=FoundOn(**{**found, "prompts": tuple(found["prompts"])}),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: what a claim refuses
         raise StudyError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     if claim.id != path.stem:
         raise StudyError(f"{path} is not the claim its name says; put the file back as it was, or remove it")
