@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from caseback.study import Study
 from caseback.tasks import write_task
@@ -95,6 +97,32 @@ def test_a_false_claim_is_refuted(claim: Run) -> None:
     found = told(claim("test", "latest", "--test", "necessity", "--json"))
     assert [(row["test"], row["verdict"]) for row in found["tests"]] == [("necessity", "refutes")]
     assert told(claim("list", "--json"))[0]["status"] == "refuted"
+
+
+def test_where_a_direction_is_active_is_said_and_tested(claim: Run) -> None:
+    save_file({"d": torch.randn(64, generator=torch.Generator().manual_seed(0))}, "d.safetensors")
+    Path("found.txt").write_text("ada then\nthen bob\nhome eve\n")
+    Path("held.txt").write_text("then ada home\nhome bob ada\nlater eve\n")
+    given = ("direction:d.safetensors@resid_pre.0@name", SAID)
+    made = told(claim("new", *given, "--active-on", "ada,eve", "--task", "t.jsonl", "--texts", "found.txt", "--json"))
+    assert made["active_on"] == ["ada", "eve"] and made["found_on"]["texts"] == "found.txt"
+    found = told(claim("test", "latest", "--test", "predict", "--texts", "held.txt", "--json"))
+    assert [(row["test"], row["split"]) for row in found["tests"]] == [("predict", "the first 3 texts of held.txt")]
+    assert "3 texts of found.txt are among those the claim was found on" in sentence(
+        claim("test", "latest", "--texts", "found.txt")
+    )
+    code, out, _ = claim("show", "latest")
+    assert code == 0 and "it is active at the tokens that begin 'ada' or 'eve'" in out
+    assert "and on the texts of found.txt" in out and "the first 3 texts of held.txt; 3 prompts run" in out
+    told(claim("new", *given, "--active", "name", "--task", "t.jsonl", "--json"))
+    (row,) = told(claim("test", "latest", "--test", "predict", "--json"))["tests"]
+    assert row["bar"] == "over 75% and the control" and row["pairs"] > 0
+    assert "in a span, or on words; not both" in sentence(
+        claim("new", *given, "--active", "name", "--active-on", "ada")
+    )
+    assert "about one direction or feature, which z.1.2@end is not" in sentence(
+        claim("new", "z.1.2@end", SAID, "--active", "name")
+    )
 
 
 def test_what_cannot_be_done_is_one_sentence(claim: Run) -> None:
