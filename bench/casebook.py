@@ -3,7 +3,9 @@
     list      2,000 invented runs, asked over loopback HTTP as the page asks: the first listing (the index is made), then
               search, filter, another order, the last page. Target: a search under 100 ms.
     prompt    every part of the prompt box on prompts it has not seen, the default model, all cores. Target: each under a
-              second, for prompts of up to 16 tokens.
+              second, for prompts of up to 16 tokens; of a grid against a second prompt the first row. The random
+              twin is made once, which is measured by itself; in the second prompt the name is another, so that nearly
+              all of the grid has to be computed where it stands in front.
 
 Wall time is what a reader waits; beside it stand CPU seconds of the process, which a busy neighbour does not change.
 """
@@ -32,7 +34,7 @@ from bench.clock import write  # noqa: E402
 
 __all__ = ["measure"]
 
-RUNS, ROUNDS = 2000, 15
+RUNS, ROUNDS, GRIDS = 2000, 15, 6
 LIST_TARGET, PART_TARGET = 0.1, 1.0
 METHODS = ("circuit", "lens", "relation", "patch", "heads")
 QUERIES = {
@@ -99,25 +101,44 @@ def _prompts(rounds: int) -> dict[str, Any]:
         began_cpu = last_cpu = time.process_time()
         async for part in live.read(look_of({"text": text, "client": "bench", **asked})):
             now, now_cpu = time.perf_counter(), time.process_time()
+            if "error" in part:
+                raise RuntimeError(f"{text!r}: {part['error']}")
             name = f"{part['part']}, {asked['method']}" if part["part"] == "inputs" else part["part"]
             wall.setdefault(name, []).append(now - last)
             cpu.setdefault(name, []).append(now_cpu - last_cpu)
             last, last_cpu = now, now_cpu
             if part["part"] == "tokens":
                 tokens.append(len(part["words"]))
-        if asked["method"] == "occlusion":
+        if asked["method"] == "occlusion" and "parts" not in asked:
             wall.setdefault("all", []).append(time.perf_counter() - began)
             cpu.setdefault("all", []).append(time.process_time() - began_cpu)
+
+    async def grid(ask: str, name: str, other: str) -> None:
+        began, began_cpu = time.perf_counter(), time.process_time()
+        asked = {"other": ask.format(other), "answer": name, "foil": other, "parts": ["patch"]}
+        rows = 0
+        async for part in live.read(look_of({"text": ask.format(name), "client": "bench", **asked})):
+            if "error" in part:
+                raise RuntimeError(f"{asked}: {part['error']}")
+            rows += len(part.get("rows", ()))
+            if rows == 1 or part.get("left") == 0:
+                name_of = "patch, first row" if rows == 1 else "patch, all"
+                wall.setdefault(name_of, []).append(time.perf_counter() - began)
+                cpu.setdefault(name_of, []).append(time.process_time() - began_cpu)
 
     for number in range(rounds + 1):
         text = PROMPTS[number % len(PROMPTS)].format(NAMES[number // len(PROMPTS) % len(NAMES)])
         asyncio.run(read(text, method="occlusion"))
+        asyncio.run(read(text, method="occlusion", parts=["twin.attention", "twin.inputs", "twin.lens"]))
         for method in ("gradient", "integrated"):
             asyncio.run(read(text, method=method, parts=["inputs"]))
         if not number:  # the first loads the model
-            loading = wall["model"][0]
+            loading, twin = wall["model"][0], wall["twin.attention"][0]
             wall.clear()
             cpu.clear()
+    for number in range(min(rounds, GRIDS)):
+        first = number // len(PROMPTS)
+        asyncio.run(grid(PROMPTS[number % len(PROMPTS)], NAMES[first], NAMES[first + 1]))
     live.close()
     found = {
         name: {**_about(times), "cpu_s": statistics.median(cpu[name])}
@@ -126,7 +147,13 @@ def _prompts(rounds: int) -> dict[str, Any]:
     }
     for name, seconds in found.items():
         print(f"  {name:26} {1000 * seconds['median_s']:7.0f} ms  ({seconds['cpu_s']:.2f} CPU-s)", flush=True)
-    return {"tokens": [min(tokens), max(tokens)], "threads": _threads(), "model_load_s": loading, "parts": found}
+    return {
+        "tokens": [min(tokens), max(tokens)],
+        "threads": _threads(),
+        "model_load_s": loading,
+        "twin_made_s": twin,
+        "parts": found,
+    }
 
 
 def _threads() -> int:
