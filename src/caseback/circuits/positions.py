@@ -23,6 +23,7 @@ from caseback.circuits.reference import mean_reference
 from caseback.circuits.score import Flows, ScoreConfig, batches
 from caseback.core.errors import CircuitError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.evidence import rank_overlap, top_difference
 from caseback.model.model import Model
 from caseback.tasks.encode import PairBatch
@@ -56,10 +57,16 @@ class Row:
 
 
 def aggregate(
-    model: Model, pairs: PairBatch, config: ScoreConfig | None = None, *, parts: int = 3, progress: Progress = silent
+    model: Model,
+    pairs: PairBatch,
+    config: ScoreConfig | None = None,
+    *,
+    parts: int = 3,
+    stages: Stages | None = None,
+    progress: Progress = silent,
 ) -> Aggregates:
     """Per-position scores of every residual edge, aggregated on the fly: no per-position array outlives its block of
-    layers."""
+    layers; `stages` saves the sums after every batch."""
     config = config or ScoreConfig()
     if pairs.n < parts:
         raise CircuitError(f"the control needs at least {parts} prompts, got {pairs.n}")
@@ -69,14 +76,18 @@ def aggregate(
         if config.reference == "mean"
         else None
     )
-    values = np.zeros((3, parts, graph.n_writers, graph.n_readers))
-    done = 0
-    for chunk in batches(pairs, config.tokens):
+    chunks = list(batches(pairs, config.tokens))
+
+    def added(state: Checkpoint | None, i: int) -> Checkpoint:
+        values = state.arrays["values"] if state else np.zeros((3, parts, graph.n_writers, graph.n_readers))
+        chunk, done = chunks[i], sum(each.n for each in chunks[:i])
         flows = Flows.of(model, layers, graph, _spanless(chunk).to(model.device), config, mean)
         part = torch.arange(done, done + chunk.n, device=flows.delta.device) * parts // pairs.n
         _add(values, flows, part)
-        done += chunk.n
-        progress("score", done, pairs.n)
+        progress("score", done + chunk.n, pairs.n)
+        return Checkpoint({"values": values})
+
+    values = (stages or InMemory()).fold("score", len(chunks), added).arrays["values"]
     return Aggregates(graph=graph, values=values * graph.residual_allowed, n=pairs.n)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from caseback.core.errors import ReadingError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.evidence import agreement, ratio_intervals
 from caseback.evidence.intervals import DEFAULT, Interval, Resampling
 from caseback.evidence.ranks import Agreement
@@ -105,9 +106,11 @@ def patch_grid(
     columns: By | None = None,
     layers: Sequence[int] | None = None,
     rows: int = 64,
+    stages: Stages | None = None,
     progress: Progress = silent,
 ) -> Grid:
-    """Patch every layer, head and column of a site by itself; `rows` sequences run at a time.
+    """Patch every layer, head and column of a site by itself; `rows` sequences run at a time. `stages` saves what is known
+    after every layer.
 
     `source` is what is put in: the other run's value, the mean of the counterfactual values over the examples and over
     the tokens of a column, or zero. Cost: two forwards, and for each patch the blocks
@@ -118,6 +121,8 @@ def patch_grid(
     """
     plan = _plan(model, pairs, site, direction, source, columns, layers)
     means = _means(model, plan, rows) if source == "mean" else None
+    stages = stages or InMemory(progress)
+    names = [f"{site}.{layer}" for layer in plan.layers]
     found: list[np.ndarray] = []
     starts, others = [], []
     size = min(rows, pairs.n)
@@ -125,18 +130,30 @@ def patch_grid(
     for begin in range(0, pairs.n, size):
         chunk = plan.pairs[begin : begin + size]
         into, other = plan.sides(chunk)
-        engine = Rows.of(model, chunk, into, plan.layers, rows=rows)
-        given = model.run(other, read=[f"{site}.{layer}" for layer in plan.layers] if source == "run" else [])
         where = columns_of(into, plan.by).where
-        here = []
-        for number, layer in enumerate(plan.layers):
-            value = _source(source, given, means, site, layer, number)
-            here.append(engine.grid(site, layer, value, where, plan.heads))
-            done += 1
-            progress("patch", done, in_all)
-        found.append(np.stack(here))
-        starts.append(engine.start)
-        others.append(plan.metric(given, chunk))
+        engine = cache(partial(Rows.of, model, chunk, into, plan.layers, rows=rows))
+        given = cache(partial(model.run, other, read=names if source == "run" else []))
+
+        def patched(
+            state: Checkpoint | None,
+            number: int,
+            chunk: PairBatch = chunk,
+            where: Tensor = where,
+            engine: Callable[[], Rows] = engine,
+            given: Callable[[], Run] = given,
+        ) -> Checkpoint:
+            layer = plan.layers[number]
+            value = _source(source, given(), means, site, layer, number)
+            here = engine().grid(site, layer, value, where, plan.heads)[None]
+            before = state.arrays if state else {"start": engine().start, "other": plan.metric(given(), chunk)}
+            return Checkpoint({**before, "metric": np.concatenate([before["metric"], here]) if state else here})
+
+        saved = stages.fold(f"patch-{begin}", len(plan.layers), patched).arrays
+        done += len(plan.layers)
+        progress("patch", done, in_all)
+        found.append(saved["metric"])
+        starts.append(saved["start"])
+        others.append(saved["other"])
     return plan.grid(found, starts, others, exact=True)
 
 

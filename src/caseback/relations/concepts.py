@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.evidence.intervals import Interval, proportion_interval
 from caseback.model.model import Model
 from caseback.model.prefix import Prefix
@@ -34,6 +36,7 @@ from caseback.relations.causal import RANKS, edited_tokens
 from caseback.relations.observe import Observed
 from caseback.relations.operator import Svd, invert, spectrum_svd, svd
 from caseback.relations.prompt import Prompt
+from caseback.relations.saved import array_of, tensor_of
 
 __all__ = [
     "AMOUNTS",
@@ -217,9 +220,11 @@ def edit_concepts(
     amounts: Sequence[float | None] = AMOUNTS,
     pairs: int = 24,
     seed: int = 0,
+    stages: Stages | None = None,
     progress: Progress = silent,
 ) -> ConceptEdits:
-    """Move up to `pairs` known samples to another object by the concepts of the half they are not in.
+    """Move up to `pairs` known samples to another object by the concepts of the half they are not in; `stages` saves what
+    came of each.
 
     The target is drawn from the other half's objects whose answer is another token. Cost: (3 · amounts + 1) · starts rows
     of the tokens from the subject on, a sample. Raises RelationError where too few objects have two known samples.
@@ -227,6 +232,7 @@ def edit_concepts(
     check_operator(model, W, b)
     if not starts or not all(0 <= start < model.n_layers for start in starts):
         raise RelationError(f"edits start at layers 0 to {model.n_layers - 1}, got {list(starts)}")
+    stages = stages or InMemory()
     seen, halves, _ = _halved(seen, seed)
     draw = np.random.default_rng(seed)
     noise = torch.Generator().manual_seed(seed)
@@ -249,12 +255,18 @@ def edit_concepts(
             wild = _unit(torch.randn((2, model.d_model), generator=noise).to(seen.s))
             true = known.vectors[[place, to]]
             # which vectors, and whether later layers are edited too
-            for name, pair, onward in zip(names, (true, true, wild), (False, True, True), strict=True):
-                token = swapped_tokens(model, prompt, pair[0], pair[1], starts=starts, amounts=amounts, onward=onward)
-                found[name].append(token == known.tokens[to])
+            ways = tuple(zip(names, (true, true, wild), (False, True, True), strict=True))
             giver = int(draw.choice([j for j in train if seen.prompts[int(j)].object == known.objects[to]]))
-            swap = edited_tokens(model, prompt, starts, seen.s[giver, list(starts)][:, None])
-            found["swap"].append(swap == known.tokens[to])
+
+            def moved(prompt: Prompt = prompt, ways: Any = ways, giver: int = giver) -> Checkpoint:
+                how: Any = {"starts": starts, "amounts": amounts}
+                tokens = {n: swapped_tokens(model, prompt, *pair, **how, onward=on) for n, pair, on in ways}
+                tokens["swap"] = edited_tokens(model, prompt, starts, seen.s[giver, list(starts)][:, None])
+                return Checkpoint({name: array_of(token) for name, token in tokens.items()})
+
+            said = stages.stage(f"edit-{len(rows)}", moved).arrays
+            for name, array in said.items():
+                found[name].append(tensor_of(array, known.tokens) == known.tokens[to])
             rows.append((int(i), known.objects[to]))
             progress("concept edits", len(rows), min(pairs, len(seen)))
         places.append(np.arange(tested, len(rows)))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from caseback.core.errors import RelationError
 from caseback.core.progress import Progress, silent
+from caseback.core.stages import Checkpoint, InMemory, Stages
 from caseback.evidence.intervals import Interval, proportion_interval
 from caseback.model.model import Model
 from caseback.relations.attribute import check_operator
@@ -183,9 +184,11 @@ def isolate(
     *,
     pairs: int = 24,
     seed: int = 0,
+    stages: Stages | None = None,
     progress: Progress = silent,
 ) -> Isolation:
-    """Edit up to `pairs` known subjects to another's answer and ask their sibling relations under the same edit.
+    """Edit up to `pairs` known subjects to another's answer and ask their sibling relations under the same edit; `stages`
+    saves what is known after every subject.
 
     The edit is Δs = W†_ρ (z_j − z_i) at the subject's last token, z from the edited relation; in a sibling's prompt the
     same Δs is added where its subject ends. Subjects are matched by their text. Cost: 3 rows of the tokens from the
@@ -209,28 +212,34 @@ def isolate(
         raise RelationError("the known subjects all have the same answer, so there is nothing to edit them to")
     delta = few.z[target[chosen].tolist()] - few.z[chosen]
     moves = torch.stack([_moves(matrix, rank, delta) for matrix in (W, spectrum_twin(W, seed=seed))], dim=1)
-    success = np.zeros((len(EDITS), len(chosen)), dtype=bool)
-    telling = np.zeros((len(siblings), len(chosen)), dtype=bool)
-    unchanged = np.zeros((len(siblings), len(EDITS), len(chosen)), dtype=bool)
-    for number, i in enumerate(chosen):
-        j = int(target[i])
+    nothing = {
+        "success": np.zeros((len(EDITS), len(chosen)), dtype=bool),
+        "telling": np.zeros((len(siblings), len(chosen)), dtype=bool),
+        "unchanged": np.zeros((len(siblings), len(EDITS), len(chosen)), dtype=bool),
+    }
+
+    def edited(state: Checkpoint | None, number: int) -> Checkpoint:
+        found = {name: array.copy() for name, array in (state.arrays if state else nothing).items()}
+        i, j = chosen[number], int(target[chosen[number]])
         said = _edited(model, few, i, few.s[j, layer], moves[number], layer)
-        success[:, number] = said == int(few.first[j])
+        found["success"][:, number] = said == int(few.first[j])
         for row, (name, one) in enumerate(siblings.items()):
             here, there = (places[name].get(few.prompts[k].subject) for k in (i, j))
             if here is None or there is None or one.first[here] == one.first[there]:
                 continue
-            telling[row, number] = True
+            found["telling"][row, number] = True
             said = _edited(model, one, here, one.s[there, layer], moves[number], layer)
-            unchanged[row, :, number] = said == int(one.first[here])
-        progress("isolation", number + 1, len(chosen))
+            found["unchanged"][row, :, number] = said == int(one.first[here])
+        return Checkpoint(found)
+
+    saved = (stages or InMemory(progress)).fold("isolation", len(chosen), edited).arrays
     return Isolation(
         siblings=tuple(siblings),
         subjects=tuple(few.prompts[i].subject for i in chosen),
         targets=tuple(few.prompts[int(target[i])].subject for i in chosen),
-        success=success,
-        telling=telling,
-        unchanged=unchanged,
+        success=saved["success"],
+        telling=saved["telling"],
+        unchanged=saved["unchanged"],
     )
 
 

@@ -125,16 +125,18 @@ class Judged:
         beta = BETAS[int(self.arrays["by_layer"][layer].argmax())]
         return _operator(stages.stage("operator", fitted).arrays, beta, layer, model)
 
-    def known(self, model: Model, progress: Progress = silent) -> Observed:
+    def known(self, model: Model, progress: Progress = silent, *, stages: Stages | None = None) -> Observed:
         """The samples it was judged on."""
-        return known(model, self.relation, self.judge, progress)
+        return known(model, self.relation, self.judge, progress, stages=stages)
 
 
-def known(model: Model, relation: Relation, judge: JudgeConfig, progress: Progress = silent) -> Observed:
+def known(
+    model: Model, relation: Relation, judge: JudgeConfig, progress: Progress = silent, *, stages: Stages | None = None
+) -> Observed:
     """The samples that count when a relation is judged, as the model is asked then (the first split)."""
     training, rest = ([relation.samples[i] for i in part] for part in drawn(relation, judge))
     examples = [] if judge.zero_shot else training
-    found = observe(model, rest, template_of(relation, judge), examples, progress=progress)
+    found = observe(model, rest, template_of(relation, judge), examples, stages=stages, progress=progress)
     return found[np.flatnonzero(found.known)] if judge.known else found
 
 

@@ -38,7 +38,7 @@ def positions(config: PositionsConfig, model: Model, task: Task, stages: Stages,
     graph = graph_of(model, ("all",), grouped=how.grouped)
 
     def summed() -> Checkpoint:
-        return Checkpoint({"values": aggregate(model, pairs, how, progress=progress).values})
+        return Checkpoint({"values": aggregate(model, pairs, how, stages=stages, progress=progress).values})
 
     values = stages.stage("aggregate", summed).arrays["values"]
     rows = compare(Aggregates(graph=graph, values=values, n=pairs.n))

@@ -70,7 +70,7 @@ def patch(config: PatchConfig, model: Model, stages: Stages, progress: Progress)
     grids: dict[str, Grid] = {}
 
     def found() -> Checkpoint:
-        grids["exact"] = patch_grid(model, pairs, config.site, **how, progress=progress)
+        grids["exact"] = patch_grid(model, pairs, config.site, **how, stages=stages, progress=progress)
         grids["estimate"] = estimate_grid(model, pairs, config.site, **how, progress=progress)
         exact = grids["exact"]
         agree = grid_agreement(exact, grids["estimate"])

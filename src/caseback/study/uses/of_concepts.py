@@ -44,7 +44,7 @@ def concepts(config: ConceptsConfig, model: Model, run: RunFolder, progress: Pro
     rank = source.rank(operator.layer)
 
     def classified() -> Checkpoint:
-        seen = source.known(model, progress)
+        seen = source.known(model, progress, stages=run)
         found = classify(model, operator.W, operator.b, operator.layer, seen, seed=config.seed)
         data = {name: getattr(found, name) for name in ("subjects", "objects", "uncovered", "n_objects", "ranks")}
         return Checkpoint(found.right, data)
@@ -54,11 +54,12 @@ def concepts(config: ConceptsConfig, model: Model, run: RunFolder, progress: Pro
             model,
             operator.W,
             operator.b,
-            source.known(model, progress),
+            source.known(model, progress, stages=run),
             rank=rank,
             starts=range(0, model.n_layers, 2),
             pairs=config.pairs,
             seed=config.seed,
+            stages=run,
             progress=progress,
         )
         halves = dict(zip(("half", "other"), found.halves, strict=True))

@@ -79,7 +79,7 @@ def isolation(config: IsolateConfig, model: Model, run: RunFolder, progress: Pro
             others,
             pairs=config.pairs,
             seed=config.seed,
-            progress=progress,
+            stages=run,
         )
         arrays = {name: getattr(found, name) for name in ("success", "telling", "unchanged")}
         return Checkpoint(arrays, {name: getattr(found, name) for name in ("siblings", "subjects", "targets")})
