@@ -17,7 +17,7 @@ every input lies before its reader, each site belongs to one node.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,17 @@ from caseback.model.model import Model
 from caseback.model.run import plan_sites
 from caseback.model.sites import Site, parse
 
-__all__ = ["PROMPT", "Channel", "Hypothesis", "Input", "Node", "hypothesis_file", "others", "read_hypothesis"]
+__all__ = [
+    "PROMPT",
+    "Channel",
+    "Hypothesis",
+    "Input",
+    "Node",
+    "TRIVIAL",
+    "hypothesis_file",
+    "others",
+    "read_hypothesis",
+]
 
 Channel = Literal["q", "k", "v"]
 CHANNELS: tuple[Channel, ...] = ("q", "k", "v")
@@ -142,6 +152,16 @@ class Hypothesis:
                             f"{reader!r} ({site}) reads {each.node!r}, but {late[0]} lies behind it or beside it"
                         )
 
+    def require_features(self, spans: Collection[str]) -> None:
+        """Raise CircuitError for a feature that prompts with these spans do not have."""
+        for feature in self.features:
+            left, equals, right = feature.partition("=")
+            if feature != PROMPT and feature not in spans and not (equals and left in spans and right in spans):
+                raise CircuitError(
+                    f"there is no feature {feature!r} to agree on; these prompts have the spans {', '.join(spans) or '(none)'}, "
+                    f"SPAN=SPAN for whether two read the same, and {PROMPT!r}"
+                )
+
     def visits(self) -> int:
         """Nodes of the tree that unrolls from the output; raises CircuitError for one that has no end or is above
         `VISITS`."""
@@ -223,6 +243,10 @@ class Hypothesis:
             for name, node in self.nodes.items()
         }
         return {"about": self.about, "output": said(self.output), "nodes": nodes}
+
+
+TRIVIAL = Hypothesis(nodes={}, output=None)
+"""Nothing is claimed, so nothing is exchanged."""
 
 
 def hypothesis_file(name: str | Path | None) -> Path:

@@ -99,6 +99,7 @@ def scrub(
         raise CircuitError(f"causal scrubbing takes 2 prompts or more and a draw, got {pairs.n} and {draws}")
     for hypothesis in hypotheses:
         hypothesis.bind(model)
+        hypothesis.require_features(pairs.clean.spans)
     pairs = pairs.to(model.device)
     metric = metric_of(pairs.metric)
     pool = _Pool.of(model, pairs.clean, hypotheses)
@@ -181,13 +182,8 @@ class _Pool:
         if feature in self.batch.spans:
             ends = self.batch.spans[feature].tolist()
             return [str(ids[start:end].tolist()) for ids, (start, end) in zip(self.batch.ids, ends, strict=True)]
-        left, equals, right = feature.partition("=")
-        if equals and left in self.batch.spans and right in self.batch.spans:
-            return [str(a == b) for a, b in zip(self._texts(left), self._texts(right), strict=True)]
-        raise CircuitError(
-            f"there is no feature {feature!r} to agree on; these prompts have the spans "
-            f"{', '.join(self.batch.spans) or '(none)'}, SPAN=SPAN for whether two read the same, and {PROMPT!r}"
-        )
+        left, _, right = feature.partition("=")
+        return [str(a == b) for a, b in zip(self._texts(left), self._texts(right), strict=True)]
 
 
 @dataclass(eq=False)

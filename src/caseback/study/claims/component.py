@@ -1,8 +1,8 @@
 """What a claim is about, and what stands for it in a run.
 
 A component is bound to a model: its `Target` is what is put from one run into the other, places (each a site, or a part of
-what lies there) or a circuit. Its kind says which tests can be done with it. How components are written is in
-`caseback.study.claims.kinds`.
+what lies there) or a circuit, or a hypothesis that is scrubbed. Its kind says which tests can be done with it. How
+components are written is in `caseback.study.claims.kinds`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from caseback.circuits.graph import Circuit, Scores
+from caseback.circuits.hypothesis import Hypothesis
 from caseback.core.errors import SiteError, StudyError
 from caseback.model.batch import Batch
 from caseback.model.sites import Site
@@ -22,13 +23,14 @@ from caseback.study.claims.parts import Part
 
 __all__ = ["Component", "Place", "Target", "where"]
 
-Kind = Literal["sites", "direction", "feature", "relation", "circuit"]
+Kind = Literal["sites", "direction", "feature", "relation", "circuit", "hypothesis"]
 CAN: dict[Kind, tuple[str, ...]] = {
     "sites": ("predict", "effect", "sufficiency", "necessity", "minimality", "specificity", "adversarial"),
     "direction": ("predict", "effect", "sufficiency", "necessity", "specificity", "adversarial"),
     "feature": ("predict", "effect", "sufficiency", "necessity", "specificity", "adversarial"),
     "relation": ("effect", "sufficiency", "necessity", "specificity", "adversarial"),
     "circuit": ("sufficiency", "necessity", "specificity", "adversarial"),
+    "hypothesis": ("scrub", "minimality", "specificity", "adversarial"),
 }
 """Kind of component → the tests that can be done with it."""
 
@@ -41,7 +43,7 @@ class Place:
     part: Part | None = None
 
 
-Target = tuple[Place, ...] | Circuit
+Target = tuple[Place, ...] | Circuit | Hypothesis
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +57,7 @@ class Component:
     scores: Scores | None = None
     """Of a circuit: what its random twins are shuffled from."""
     sha256: str | None = None
-    """Of the files or numbers a direction, a feature or a relation's operator is made of."""
+    """Of the files or numbers a direction, a feature, a relation's operator or a hypothesis is made of."""
     run: str | None = None
     """Id of the run a circuit or a relation's operator is of."""
     subjects: tuple[str, ...] = ()
@@ -63,7 +65,14 @@ class Component:
 
     @property
     def sites(self) -> tuple[Site, ...]:
+        if isinstance(self.target, Hypothesis):
+            return self.target.sites
         return () if isinstance(self.target, Circuit) else tuple(place.site for place in self.target)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what it can be tested without: its sites, a hypothesis' nodes."""
+        return tuple(self.target.nodes) if isinstance(self.target, Hypothesis) else tuple(map(str, self.sites))
 
     @property
     def looks(self) -> bool:
@@ -80,7 +89,7 @@ class Component:
     def can(self) -> tuple[str, ...]:
         """The tests that can be done with it."""
         left_out = set()
-        if len(self.sites) < 2:
+        if len(self.parts) < 2:
             left_out.add("minimality")
         if not (self.looks or self.fires):
             left_out.add("predict")
@@ -103,8 +112,10 @@ class Component:
         return f"it can be tested by {', '.join(self.can)}"
 
     def without(self, part: int) -> Target:
-        """The component less one of its places."""
+        """The component less one of its parts."""
         assert not isinstance(self.target, Circuit)
+        if isinstance(self.target, Hypothesis):
+            return self.target.without(self.parts[part])
         return tuple(place for i, place in enumerate(self.target) if i != part)
 
 
@@ -112,8 +123,11 @@ _LOOKS = "a prediction of attention is about heads (sites such as z.9.6)"
 _FIRES = "a prediction of activation is about one direction or feature"
 _WHY = {
     "predict": f"{_LOOKS}, and {_FIRES}",
-    "minimality": "it takes several sites joined by '+'",
-    "effect": "a circuit has no mean to be replaced by",
+    "sufficiency": "a hypothesis is scrubbed, which puts in all it says at once",
+    "necessity": "a hypothesis is scrubbed, which puts in all it says at once",
+    "scrub": "scrubbing takes a hypothesis (hypothesis:FILE)",
+    "minimality": "it takes several sites joined by '+', or several nodes of a hypothesis",
+    "effect": "circuits and hypotheses have no mean to be replaced by",
 }
 
 

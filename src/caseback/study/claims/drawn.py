@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from caseback.circuits.graph import Circuit, Scores
+from caseback.circuits.hypothesis import Hypothesis, others
 from caseback.circuits.select import best_first, largest, shuffled
 from caseback.core.errors import StudyError
 from caseback.model.batch import Batch
@@ -34,8 +35,8 @@ class Drawn:
 
 def draw(component: Component, model: Model, n: int, batches: Iterable[Batch], *, seed: int) -> Drawn:
     """n random components, fewer where there are fewer: other heads or layers at the same positions, subspaces of as many
-    directions at the same site, other features that are active at the same tokens of `batches`, or circuits of as many edges
-    from shuffled scores. Raises StudyError where there is none.
+    directions at the same site, other features that are active at the same tokens of `batches`, circuits of as many edges from
+    shuffled scores, or hypotheses of the same structure in other places. Raises StudyError where there is none.
 
     Cost: for features one forward a prompt, up to the site; else none.
     """
@@ -44,6 +45,13 @@ def draw(component: Component, model: Model, n: int, batches: Iterable[Batch], *
         assert component.scores is not None
         circuits = (_shuffled(component.scores, component.target, seed + i) for i in range(n))
         return Drawn(targets=tuple(circuits), all=False)
+    if isinstance(component.target, Hypothesis):
+        moved = others(component.target, model, n, rng)
+        if not moved:
+            raise StudyError(
+                f"{model.name} has no other place for {component.text}, so there is nothing to compare it with"
+            )
+        return Drawn(targets=moved, all=False)
     place = component.target[0]
     if isinstance(place.part, Subspace):
         return Drawn(targets=tuple((Place(place.site, p),) for p in random_subspaces(place.part, n, rng)), all=False)
@@ -55,8 +63,8 @@ def draw(component: Component, model: Model, n: int, batches: Iterable[Batch], *
                 "compare it with"
             )
         chosen = pool if len(pool) <= n else [pool[i] for i in rng.permutation(len(pool))[:n]]
-        others = tuple((Place(place.site, Feature(place.part.dictionary, i)),) for i in chosen)
-        return Drawn(targets=others, all=len(pool) <= n)
+        targets = tuple((Place(place.site, Feature(place.part.dictionary, i)),) for i in chosen)
+        return Drawn(targets=targets, all=len(pool) <= n)
     return _others(model, component.sites, n, rng)
 
 

@@ -7,6 +7,7 @@
     relation:RUN@country[-1]            what the operator of a relation run reads of the stream that enters its block
     relation:RUN:64@country[-1]         along its 64 first directions; as many as read all it reads, if not said
     circuit:RUN or circuit:RUN:N        the circuit of a circuit run, at most N edges large
+    hypothesis:FILE                     a hypothesis for causal scrubbing (docs/scrub.md), or the name of one in the library
 
 Another kind is another reader in `READERS`, and its tests in `component.CAN`.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from caseback.circuits.hypothesis import hypothesis_file, read_hypothesis
 from caseback.core.errors import StudyError
 from caseback.core.provenance import sha256_file, sha256_json
 from caseback.model.dictionary import dictionary_files, read_dictionary
@@ -47,7 +49,7 @@ def read_component(text: str, study: Study, model: Model) -> Component:
     if colon:
         raise StudyError(
             f"{text!r} is no component: write sites joined by '+' (z.9.6@to+mlp_out.3), direction:FILE@SITE, "
-            "feature:DICTIONARY:NUMBER, relation:RUN@SPAN, circuit:RUN or circuit:RUN:EDGES"
+            "feature:DICTIONARY:NUMBER, relation:RUN@SPAN, circuit:RUN, circuit:RUN:EDGES or hypothesis:FILE"
         )
     sites = tuple(_site(part, model) for part in text.split("+"))
     if len(set(sites)) < len(sites):
@@ -162,10 +164,20 @@ def _circuit(text: str, study: Study, model: Model) -> Component:
     )
 
 
+def _hypothesis(text: str, study: Study, model: Model) -> Component:
+    file = text.removeprefix("hypothesis:")
+    found = read_hypothesis(file)
+    if not found.nodes:
+        raise StudyError(f"the hypothesis {file} has no nodes, so it says nothing of any part")
+    found.bind(model)
+    return Component(text=text, kind="hypothesis", target=found, sha256=sha256_file(hypothesis_file(file)))
+
+
 READERS: dict[str, Callable[[str, Study, Model], Component]] = {
     "direction": _direction,
     "feature": _feature,
     "relation": _relation,
     "circuit": _circuit,
+    "hypothesis": _hypothesis,
 }
 """What stands before the first colon → how the rest is read."""

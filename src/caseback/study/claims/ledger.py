@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from caseback.circuits.graph import Circuit
+from caseback.circuits.hypothesis import Hypothesis
 from caseback.core.errors import StudyError
 from caseback.core.provenance import sha256_file, sha256_json
 from caseback.model.model import Model
@@ -53,6 +54,8 @@ __all__ = [
 ]
 
 METHOD = "claim-test"
+SCRUB = "scrub"
+BOTH = tuple(test for test in CAUSAL if test != SCRUB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +94,9 @@ class Claim:
     """Predicted: it is active at the tokens of a text that begin one of these words."""
     effect: tuple[float, float] | None = None
     """Predicted: between which shares of the answer goes when the component is replaced by its mean."""
-    causal: tuple[str, ...] = CAUSAL
+    causal: tuple[str, ...] = BOTH
     """Claimed: sufficiency (the component is enough to bring the answer back), necessity (the answer is lost without it), or
-    both. A part with a backup is enough without being needed."""
+    both. A part with a backup is enough without being needed. Of a hypothesis: scrub."""
     at_least: float = 0.05
     """The share of the answer the component must carry, in (0, 1]; in a minimality test, its parts together."""
     vector: str | None = None
@@ -107,7 +110,7 @@ class Claim:
             raise StudyError("a claim needs a description in words: what the component does")
         if not self.causal or not set(self.causal) <= set(CAUSAL):
             raise StudyError(
-                f"a claim is of {' or '.join(CAUSAL)}, or of both; got {', '.join(self.causal) or 'neither'}"
+                f"a claim is of {' or '.join(BOTH)}, or of both; got {', '.join(self.causal) or 'neither'}"
             )
         if not 0 < self.at_least <= 1:
             raise StudyError(f"the share a component must carry lies in (0, 1], got {self.at_least}")
@@ -210,6 +213,11 @@ def new_claim(study: Study, model: Model, claim: Claim) -> Claim:
     """
     component = read_component(claim.component, study, model)
     claim = replace(claim, component=component.text, model=plain(asdict(model.source)), vector=component.sha256)
+    if component.kind == "hypothesis":
+        if claim.causal not in (BOTH, (SCRUB,)):
+            raise StudyError("what a hypothesis says is scrubbed all at once; leave out whether it is enough or needed")
+        claim = replace(claim, causal=(SCRUB,))
+    component.require(tuple(test for test in claim.causal if test == SCRUB))
     component.require_prediction(attends=claim.attends is not None, active=bool(claim.active or claim.active_on))
     if claim.effect:
         component.require(("effect",))
@@ -240,6 +248,8 @@ def require_spans(task: Task, component: Component, model: Model, names: Sequenc
     batch = task[:1].encode(model).clean
     for site in component.sites:
         where(site, batch)
+    if isinstance(component.target, Hypothesis):
+        component.target.require_features(batch.spans)
     if missing := [name for name in names if name not in batch.spans]:
         raise StudyError(f"the task has no span {missing[0]!r}; it has: {', '.join(batch.spans) or 'none'}")
     if isinstance(component.target, Circuit) and tuple(batch.spans) != component.target.graph.spans:

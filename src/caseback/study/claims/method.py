@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from caseback.circuits.hypothesis import read_hypothesis
 from caseback.core.errors import StudyError
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_file, sha256_json
@@ -109,7 +110,9 @@ MEANING = {
     "random components of its kind.",
     "necessity": "Necessity: share of the answer that goes when its counterfactual values are put into the clean run; control: the "
     "mean of random components of its kind.",
-    "minimality": "Minimality: sufficiency that is lost without the part that adds least.",
+    "scrub": "Scrub: share of the answer that is left when all is exchanged that the hypothesis lets be exchanged, another prompt's "
+    "output being 0 %; control: the mean of the same structure in other places.",
+    "minimality": "Minimality: what is lost of sufficiency (of a hypothesis, of what scrubbing leaves) without the part that adds least.",
     "specificity": "Specificity: share of random components of its kind that are weaker.",
     "adversarial": "Adversarial: share of the answer it carries on the other input.",
 }
@@ -148,13 +151,17 @@ def asked(
     same = task is None and found.half == "discovery"
     n = n if n is not None else found.n if same else None
     name = task or found.task
-    n = 80 if n is None and not same and not (name and is_file(name)) else n
+    scrubbed = claim.component.startswith("hypothesis:")
+    nodes = read_hypothesis(claim.component.removeprefix("hypothesis:")).nodes if scrubbed else ()
+    several = "+" in claim.component if not scrubbed else len(nodes) > 1
+    if n is None and not same and not (name and is_file(name)):
+        n = 400 if scrubbed else 80  # many, so that others agree with a prompt
     seed = seed if seed is not None else found.seed + (task is None and found.half == "all")
     if not tests:
         predicts = claim.spans or (claim.active_on and texts)
         possible = {"predict": predicts, "effect": claim.effect, "adversarial": adversarial}
         tests = [test for test in TESTS if possible.get(test, True)]
-        left_out = {*(set(CAUSAL) - set(claim.causal)), *(() if "+" in claim.component else ("minimality",))}
+        left_out = {*(set(CAUSAL) - set(claim.causal)), *(() if several else ("minimality",))}
         tests = ["predict"] if none else [test for test in tests if test not in left_out]
     return ClaimTestConfig(
         claim=claim.id,

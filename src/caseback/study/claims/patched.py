@@ -25,6 +25,8 @@ from torch import Tensor
 
 from caseback.circuits.evaluate import measure
 from caseback.circuits.graph import Circuit
+from caseback.circuits.hypothesis import Hypothesis
+from caseback.circuits.scrub import scrub
 from caseback.core.errors import StudyError
 from caseback.core.progress import Progress, silent
 from caseback.model.batch import Batch
@@ -40,10 +42,13 @@ from caseback.tasks.metrics import metric_of
 
 __all__ = ["Looks", "Way", "both_runs", "looks", "patched"]
 
-Way = Literal["denoise", "noise", "mean"]
-"""mean: the mean of the counterfactual values, over pairs and the place's tokens, into the clean run."""
+Way = Literal["denoise", "noise", "mean", "scrub"]
+"""scrub: a hypothesis, on the clean prompts; mean: the mean of the counterfactual values, over pairs and the place's
+tokens, into the clean run."""
 ROWS = 8
 """Pairs run at a time."""
+EXCHANGES = 4
+"""Draws for every prompt of a hypothesis that is scrubbed."""
 AT_ONCE = 64
 """Prompts run at a time where several patches of a layer stand side by side."""
 
@@ -63,12 +68,16 @@ def patched(
 ) -> Float[np.ndarray, "target example"]:
     """The metric under each target's patch. Raises SiteError for a span the pairs do not have, CircuitError for a circuit
     of other spans."""
+    hypotheses = [target for target in targets if isinstance(target, Hypothesis)]
+    if hypotheses:
+        scrubbed = scrub(model, pairs, hypotheses, draws=EXCHANGES, progress=progress)
+        return np.stack([each.metric for each in scrubbed])
     circuits = [target for target in targets if isinstance(target, Circuit)]
     if circuits:
         if way == "mean" or len(circuits) < len(targets):
             raise StudyError("circuits are denoised and noised, and by themselves")
         return measure(model, pairs, circuits if way == "denoise" else [c.complement for c in circuits]).metric
-    places = [target for target in targets if not isinstance(target, Circuit)]
+    places = [target for target in targets if isinstance(target, tuple)]
     pairs = pairs.to(model.device)
     means = _means(model, pairs, {place for target in places for place in target}) if way == "mean" else {}
     alone = [i for i, target in enumerate(places) if way != "mean" and _is_alone(target)]

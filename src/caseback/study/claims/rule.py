@@ -12,7 +12,7 @@ and the claim's status, over all its tests,
 
     hypothesis     no test has been run
     refuted        some test refutes
-    supported      none refutes, sufficiency or necessity supports, and specificity supports
+    supported      none refutes, sufficiency, necessity or scrub supports, and specificity supports
     inconclusive   anything else
 
 A test once run counts for ever: running one again on other pairs can only add evidence. A claim that just reaches its bar
@@ -32,12 +32,13 @@ __all__ = ["CAUSAL", "RULE", "TESTS", "Outcome", "Status", "Verdict", "status_of
 Verdict = Literal["supports", "refutes", "undecided"]
 Status = Literal["hypothesis", "supported", "refuted", "inconclusive"]
 
-TESTS = ("predict", "effect", "sufficiency", "necessity", "minimality", "specificity", "adversarial")
+TESTS = ("predict", "effect", "sufficiency", "necessity", "scrub", "minimality", "specificity", "adversarial")
 """In the order they are run and shown."""
-CAUSAL = ("sufficiency", "necessity")
+CAUSAL = ("sufficiency", "necessity", "scrub")
+"""One of which must support a claim: the first two of what is put from run to run, the last of a hypothesis."""
 RULE: dict[Status, str] = {
     "refuted": "if any test refutes it (its margin's whole interval lies below 0)",
-    "supported": "if none does, sufficiency or necessity supports it and specificity supports it (whole interval above 0)",
+    "supported": "if none does, sufficiency, necessity or scrub supports it and specificity supports it (whole interval above 0)",
     "inconclusive": "otherwise",
     "hypothesis": "before any test",
 }

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caseback.circuits.hypothesis import TRIVIAL, Hypothesis
+from caseback.circuits.scrub import scrub
+from caseback.core.errors import StudyError
 from caseback.core.progress import Progress
 from caseback.core.stages import Checkpoint
 from caseback.evidence import wins
@@ -21,7 +24,7 @@ from caseback.study.claims.drawn import Drawn, draw
 from caseback.study.claims.heldout import unseen, unseen_texts
 from caseback.study.claims.ledger import Claim
 from caseback.study.claims.parts import Feature
-from caseback.study.claims.patched import ROWS, Way, both_runs, looks, patched
+from caseback.study.claims.patched import EXCHANGES, ROWS, Way, both_runs, looks, patched
 from caseback.study.claims.rule import CAUSAL, Outcome
 from caseback.study.finding import cell, sheet
 from caseback.study.resume import RunFolder
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Work"]
 
-WAYS: dict[str, Way] = {"sufficiency": "denoise", "necessity": "noise"}
+WAYS: dict[str, Way] = {"sufficiency": "denoise", "necessity": "noise", "scrub": "scrub"}
+MOST_ALONE = 0.5
+"""Share of draws without another prompt above which a hypothesis is not tested."""
 DRAWS = 20
 """Random components patched between two saves."""
 
@@ -96,12 +101,15 @@ class Work:
             return judge.effect(clean - values, gap, self.claim.effect, cost + more), None
         if name == "minimality":
             return self._minimality(other, gap, cost)
+        if name == "scrub":
+            self._exchanged()
         random, all_others, drawn = self._random(clean, other)
         if name in CAUSAL:
             values, more = self._own(self.pairs, WAYS[name], WAYS[name])
-            moved = values - other if name == "sufficiency" else clean - values
+            moved = _moved(name, values, clean, other)
             spent = cost + more + drawn // len(self.claim.causal)
-            return judge.causal(name, moved, random[name], gap, self.claim.at_least, spent), None
+            section = self._exchanged() if name == "scrub" else None
+            return judge.causal(name, moved, random[name], gap, self.claim.at_least, spent), section
         own, _, more = self._strength(self.pairs, "")
         both = np.mean(list(random.values()), axis=0)
         outcome = judge.specificity(own, both, gap, more + drawn, all_others=all_others)
@@ -121,8 +129,15 @@ class Work:
         return dict(saved.arrays), int(saved.data["forwards"])
 
     def _ends(self, pairs: PairBatch, name: str) -> tuple[np.ndarray, np.ndarray, int]:
-        arrays, cost = self._stage(name, lambda: {"both": both_runs(self.model, pairs)})
+        arrays, cost = self._stage(name, lambda: {"both": self._both(pairs)})
         return arrays["both"][0], arrays["both"][1], cost
+
+    def _both(self, pairs: PairBatch) -> np.ndarray:
+        """The metric of the run that is explained, and of the one with nothing of it: [run, example]."""
+        if isinstance(self.component.target, Hypothesis):
+            (found,) = scrub(self.model, pairs, [TRIVIAL], draws=EXCHANGES)
+            return np.stack([found.model[0], found.random[0]])
+        return both_runs(self.model, pairs)
 
     def _own(self, pairs: PairBatch, way: Way, name: str) -> tuple[np.ndarray, int]:
         target = [self.component.target]
@@ -136,7 +151,7 @@ class Work:
         moved = []
         for test in self.claim.causal:
             values, more = self._own(pairs, WAYS[test], f"{prefix}{WAYS[test]}")
-            moved.append(values - other if test == "sufficiency" else clean - values)
+            moved.append(_moved(test, values, clean, other))
             cost += more
         return np.mean(moved, axis=0), clean - other, cost
 
@@ -166,21 +181,41 @@ class Work:
             return Checkpoint(arrays, {"forwards": spent})
 
         saved = self.run.fold("random", steps, step)
-        moved = {
-            test: saved.arrays[test] - other if test == "sufficiency" else clean - saved.arrays[test]
-            for test in self.claim.causal
-        }
+        moved = {test: _moved(test, saved.arrays[test], clean, other) for test in self.claim.causal}
         return moved, drawn.all, int(saved.data["forwards"]) + drawing
 
+    def _exchanged(self) -> dict[str, Any]:
+        """How often nothing was exchanged. Raises StudyError where that is in most draws, for then nothing is tested."""
+        assert isinstance(hypothesis := self.component.target, Hypothesis)
+
+        def counted() -> dict[str, np.ndarray]:
+            (found,) = scrub(self.model, self.pairs, [hypothesis], draws=EXCHANGES)
+            return {"alone": np.array([found.alone[name] for name in hypothesis.nodes])}
+
+        alone = dict(zip(hypothesis.nodes, self._stage("exchanged", counted)[0]["alone"].tolist(), strict=True))
+        if over := [name for name, share in alone.items() if share > MOST_ALONE]:
+            raise StudyError(
+                f"for {alone[over[0]]:.0%} of the draws no other of the {self.pairs.n} prompts agrees with node {over[0]!r} on "
+                f"{', '.join(hypothesis.nodes[over[0]].agree)}, so nothing would be tested; take more pairs (--n), or a feature "
+                "that more prompts share"
+            )
+        rows = [[name, ", ".join(hypothesis.nodes[name].agree) or "nothing", share] for name, share in alone.items()]
+        return {
+            "title": "What was exchanged",
+            "text": "Alone: the share of draws for which no other prompt agreed, so that nothing was exchanged.",
+            "table": sheet("text node, text depends on, percent alone", rows),
+        }
+
     def _minimality(self, other: np.ndarray, gap: np.ndarray, cost: int) -> tuple[Outcome, dict[str, Any]]:
-        whole, more = self._own(self.pairs, "denoise", "denoise")
-        without = [self.component.without(i) for i in range(len(self.component.sites))]
-        found, spent = self._stage("parts", lambda: {"values": patched(self.model, self.pairs, without, "denoise")})
+        way: Way = "scrub" if isinstance(self.component.target, Hypothesis) else "denoise"
+        whole, more = self._own(self.pairs, way, way)
+        without = [self.component.without(i) for i in range(len(self.component.parts))]
+        found, spent = self._stage("parts", lambda: {"values": patched(self.model, self.pairs, without, way)})
         outcome, parts = judge.minimality(whole, found["values"], gap, self.claim.at_least, cost + more + spent)
-        rows = [[str(site), cell(part)] for site, part in zip(self.component.sites, parts, strict=True)]
+        rows = [[name, cell(part)] for name, part in zip(self.component.parts, parts, strict=True)]
         section = {
             "title": "Part by part",
-            "text": "What is lost of the component's sufficiency when one part is left out.",
+            "text": "What is lost of what the component carries when one part is left out.",
             "table": sheet("text part, percent lost without it", rows),
         }
         return outcome, section
@@ -278,6 +313,11 @@ class Work:
             + (f" They are {_OTHERS[drawn.all]}." if self.component.kind == "feature" else ""),
             "table": sheet("text component, percent strength", rows),
         }
+
+
+def _moved(test: str, values: np.ndarray, clean: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What a patch moves by what is claimed."""
+    return clean - values if test == "necessity" else values - other
 
 
 _OTHERS = {
