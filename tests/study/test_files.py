@@ -58,6 +58,12 @@ def test_a_checkpoint_reads_as_it_was_returned(tmp_path, arrays, data):
     assert path.read_bytes() == first  # same state, same bytes
 
 
+def test_arrays_come_back_in_the_order_they_were_returned_in(tmp_path):
+    given = Checkpoint({"b": np.zeros(3), "a": np.zeros(2, dtype=np.int8), "c": np.zeros(1)})
+    saved = write_checkpoint(tmp_path / "s", given, done=1, steps=1, owner="me")
+    assert list(saved.state.arrays) == list(read_checkpoint(tmp_path / "s", owner="me").state.arrays) == ["a", "b", "c"]
+
+
 def test_views_and_transposes_are_saved_as_they_look(tmp_path):
     x = np.arange(24.0).reshape(2, 3, 4)
     views = Checkpoint({"t": x.T, "s": x[:, ::2], "r": x[::-1]})

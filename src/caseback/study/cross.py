@@ -19,6 +19,8 @@ from caseback.study.resume import RunFolder
 
 __all__ = ["CROSS", "CrossConfig", "cross"]
 
+KEPT = ("right", "twin", "bias", "own", "asked", "majority", "n")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossConfig(UsesConfig):
@@ -59,8 +61,7 @@ def cross(config: CrossConfig, model: Model, run: RunFolder, progress: Progress)
         operators = {one.relation.name: one.operator(model) for one in found}
         seen = {one.relation.name: one.known(model, progress) for one in found}
         matrix = cross_evaluate(model, operators, seen, seed=config.seed)
-        kept = ("right", "twin", "bias", "own", "asked", "majority", "n")
-        return Checkpoint({name: getattr(matrix, name) for name in kept})
+        return Checkpoint({name: getattr(matrix, name) for name in KEPT})
 
     a = run.stage("matrix", evaluated).arrays
     axes = (("subjects of", names), ("operator of", names))
@@ -104,7 +105,7 @@ def cross(config: CrossConfig, model: Model, run: RunFolder, progress: Progress)
             "heat": heat(*axes, a["own"], format="percent"),
         },
     ]
-    table = {"relations": names, **{name: value.tolist() for name, value in a.items()}}
+    table = {"relations": names, **{name: a[name].tolist() for name in KEPT}}
     notes = [
         "A column's majority is what the best constant could reach.",
         f"The operators are those of the runs {', '.join(one.run for one in found)}.",

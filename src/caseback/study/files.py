@@ -151,7 +151,7 @@ def write_checkpoint(path: Path, state: Checkpoint, *, done: int, steps: int, ow
     from safetensors.numpy import save
 
     arrays = {}
-    for name, array in state.arrays.items():
+    for name, array in sorted(state.arrays.items()):  # safetensors has an order of its own; what is read has this one
         array = np.ascontiguousarray(array).reshape(
             np.shape(array)
         )  # ascontiguousarray turns a scalar into one dimension
@@ -182,7 +182,8 @@ def read_checkpoint(path: Path, *, owner: str) -> Saved:
         head = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
         if head["format"] > FORMAT:
             raise _newer(path, head["format"])
-        arrays = {name: np.array(array) for name, array in load(content).items()}  # copied: a loaded array is read-only
+        loaded = sorted(load(content).items())
+        arrays = {name: np.array(array) for name, array in loaded}  # copied: a loaded array is read-only
         sha256 = head.pop("sha256")
         state = Checkpoint(arrays, head["data"])
         saved = Saved(state, int(head["done"]), int(head["steps"]), sha256)
