@@ -17,6 +17,7 @@ every input lies before its reader, each site belongs to one node.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,10 +111,9 @@ class Hypothesis:
 
     def elsewhere(self, model: Model, rng: np.random.Generator) -> Hypothesis:
         """The same structure in places drawn evenly: layers in the same order, heads of each; the embedding stays."""
-        layers = sorted({_layer(site) for site in self.sites if site.name != "resid_pre"})
-        able = [l for l in range(model.n_layers) if all(l in model.site_layers[s.name] for s in self.sites)]
-        drawn = np.sort(rng.choice(able, size=len(layers), replace=False)) if len(able) >= len(layers) else layers
-        place = dict(zip(layers, (int(l) for l in drawn), strict=True))
+        layers, able = self._layers(model)
+        drawn = sorted(int(l) for l in rng.choice(able, size=len(layers), replace=False))
+        place = dict(zip(layers, drawn, strict=True))
         heads = {l: rng.permutation(model.n_heads) for l in layers}
 
         def moved(site: Site) -> Site:
@@ -124,6 +124,19 @@ class Hypothesis:
 
         nodes = {key: replace(node, sites=tuple(map(moved, node.sites))) for key, node in self.nodes.items()}
         return replace(self, nodes=nodes)
+
+    def n_elsewhere(self, model: Model) -> int:
+        """How many such places there are, its own left out."""
+        layers, able = self._layers(model)
+        heads = {l: {s.head for s in self.sites if s.layer == l and s.head is not None} for l in layers}
+        return (
+            math.comb(len(able), len(layers)) * math.prod(math.perm(model.n_heads, len(h)) for h in heads.values()) - 1
+        )
+
+    def _layers(self, model: Model) -> tuple[list[int], list[int]]:
+        """Its layers, and those of the model that have all its kinds of sites."""
+        own = sorted({_layer(site) for site in self.sites if site.name != "resid_pre"})
+        return own, [l for l in range(model.n_layers) if all(l in model.site_layers[s.name] for s in self.sites)]
 
     def bind(self, model: Model) -> None:
         """Raise CircuitError, SiteError or FamilyError, in one sentence, for what cannot be carried out on this model."""
@@ -275,11 +288,11 @@ def read_hypothesis(name: str | Path | None) -> Hypothesis:
 
 def others(hypothesis: Hypothesis, model: Model, n: int, rng: np.random.Generator) -> tuple[Hypothesis, ...]:
     """n different hypotheses of the same structure in other places; fewer where there are fewer."""
-    own = frozenset(hypothesis.sites)
+    wanted = min(n, hypothesis.n_elsewhere(model))
     found: dict[tuple[Site, ...], Hypothesis] = {}
-    for _ in range(20 * n):
+    while len(found) < wanted:
         other = hypothesis.elsewhere(model, rng)
-        if frozenset(other.sites) != own and len(found) < n:
+        if other.sites != hypothesis.sites:
             found.setdefault(other.sites, other)
     return tuple(found.values())
 

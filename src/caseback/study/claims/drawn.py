@@ -51,7 +51,7 @@ def draw(component: Component, model: Model, n: int, batches: Iterable[Batch], *
             raise StudyError(
                 f"{model.name} has no other place for {component.text}, so there is nothing to compare it with"
             )
-        return Drawn(targets=moved, all=False)
+        return Drawn(targets=moved, all=len(moved) == component.target.n_elsewhere(model))
     place = component.target[0]
     if isinstance(place.part, Subspace):
         return Drawn(targets=tuple((Place(place.site, p),) for p in random_subspaces(place.part, n, rng)), all=False)
