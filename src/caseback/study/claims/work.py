@@ -327,6 +327,8 @@ _OTHERS = {
 
 
 def _named(target: Target, i: int) -> str:
+    if isinstance(target, Hypothesis):
+        return "+".join(map(str, target.sites))
     if isinstance(target, tuple) and all(place.part is None for place in target):
         return "+".join(str(place.site) for place in target)
     if isinstance(target, tuple) and isinstance(part := target[0].part, Feature):

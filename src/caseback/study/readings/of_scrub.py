@@ -124,11 +124,11 @@ def _told(
         )
     here, lost = base.recovered, base.loss_recovered
     claim = (
-        f"The hypothesis recovers {here.value:.0%} of the metric ({here.low:.0%} to {here.high:.0%}) and {lost.value:.0%} of the "
-        f"loss ({lost.low:.0%} to {lost.high:.0%})"
+        f"The hypothesis recovers {_share(here.value)} of the metric ({_share(here.low)} to {_share(here.high)}) and "
+        f"{_share(lost.value)} of the loss ({_share(lost.low)} to {_share(lost.high)})"
     )
     if beside is not None:
-        claim += f"; in {len(moved)} other places it recovers {beside[0].value:.0%} and {beside[1].value:.0%}"
+        claim += f"; in {len(moved)} other places it recovers {_share(beside[0].value)} and {_share(beside[1].value)}"
     sections: list[dict[str, Any]] = [
         {
             "title": "What is left when all else is exchanged",
@@ -194,6 +194,10 @@ def _mean(found: Sequence[Scrubbed]) -> tuple[Interval, Interval]:
     metric = np.mean([one.metric for one in found], axis=0)
     loss = np.mean([one.loss for one in found], axis=0)
     return ratio_interval(metric - random, own - random), ratio_interval(random_loss - loss, random_loss - own_loss)
+
+
+def _share(value: float) -> str:
+    return f"{round(value, 2) + 0:.0%}"  # no "-0%"
 
 
 SCRUB = Looking("scrub", ScrubConfig, "Causal scrubbing", scrubbing)
