@@ -72,6 +72,12 @@ class Node:
     inputs: tuple[Input, ...] | None = None
     """What of its input matters; None: all of it."""
 
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Its sites, what it depends on, what it reads."""
+        reads = "whatever it reads" if self.inputs is None else ", ".join(map(str, self.inputs)) or "nothing"
+        return " ".join(map(str, self.sites)), ", ".join(self.agree) or "nothing", reads
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:

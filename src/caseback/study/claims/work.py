@@ -199,11 +199,11 @@ class Work:
                 f"{', '.join(hypothesis.nodes[over[0]].agree)}, so nothing would be tested; take more pairs (--n), or a feature "
                 "that more prompts share"
             )
-        rows = [[name, ", ".join(hypothesis.nodes[name].agree) or "nothing", share] for name, share in alone.items()]
+        rows = [[name, *hypothesis.nodes[name].words, share] for name, share in alone.items()]
         return {
             "title": "What was exchanged",
             "text": "Alone: the share of draws for which no other prompt agreed, so that nothing was exchanged.",
-            "table": sheet("text node, text depends on, percent alone", rows),
+            "table": sheet("text node, text sites, text depends on, text reads, percent alone", rows),
         }
 
     def _minimality(self, other: np.ndarray, gap: np.ndarray, cost: int) -> tuple[Outcome, dict[str, Any]]:

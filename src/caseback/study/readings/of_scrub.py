@@ -117,11 +117,7 @@ def _told(
     nodes: list[list[Any]] = []
     for name, node in own.nodes.items():
         less = found[f"without {name}"]
-        reads = "whatever it reads" if node.inputs is None else ", ".join(map(str, node.inputs)) or "nothing"
-        nodes.append(
-            [name, " ".join(map(str, node.sites)), ", ".join(node.agree) or "nothing", reads, base.alone.get(name, 0.0)]
-            + [cell(less.recovered), cell(less.loss_recovered)]
-        )
+        nodes.append([name, *node.words, base.alone.get(name, 0.0)] + [cell(less.recovered), cell(less.loss_recovered)])
     here, lost = base.recovered, base.loss_recovered
     claim = (
         f"The hypothesis recovers {_share(here.value)} of the metric ({_share(here.low)} to {_share(here.high)}) and "
