@@ -188,9 +188,9 @@ def test_a_second_prompt_is_patched_by_keyboard_and_the_address_says_so(small: s
     until(page, lambda: "logit of “object7”" in page.inner_text("#patch"))
     asked = ("site=mlp_out", "direction=noise", "answer=object7", "against=true", "other=the+friend+of+subject1")
     until(page, lambda: all(part in page.url for part in asked))
-    here, shown = page.url.partition("#")[2], cells(page)
-    again = open_page(small, "#patch .cell", here=here)
-    until(again, lambda: cells(again) == shown)
+    until(page, lambda: len(cells(page)) == 5 * layers and "" not in cells(page))
+    again = open_page(small, "#patch .cell", here=page.url.partition("#")[2])
+    until(again, lambda: cells(again) == cells(page))
     assert again.input_value("#patch input[name=answer]") == "object7"
     page.uncheck("#against")
     page.wait_for_selector("#patch .cell", state="detached")

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "token"
 WORK = """
 import signal, sys
-if sys.argv[2] == "deaf":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# what is begun in the background of a script is deaf; these are so when they are told to be
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[2] == "deaf" else signal.default_int_handler)
 from caseback.study import Study
 from tests.show.trial import spec
 Study(sys.argv[1]).run(spec("slow one", steps=2000, pause=0.05))

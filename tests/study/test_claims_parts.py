@@ -471,7 +471,7 @@ def test_a_test_that_cannot_be_done_is_refused(study: Study) -> None:
         (
             silent_one,
             {"tests": ["minimality"]},
-            "it takes several sites joined by '+'; it can be tested by predict, effect",
+            "or several nodes of a hypothesis; it can be tested by predict, effect",
         ),
         (silent_one, {"texts": "held.txt"}, "texts are for a claim of words it is active on"),
         (words, {"tests": ["predict"]}, "name held-out texts with --texts FILE"),
