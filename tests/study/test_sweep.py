@@ -80,7 +80,7 @@ def test_a_file_is_every_combination(tmp_path):
         ("[[run]", "is not TOML"),
         ("run = [1]", "a sweep is one or more tables"),
         ("run = " + "[" * 5000, "is not TOML"),
-        ("[[run]]\ntask = 'ioi'", "run 1 has the method None; there are: "),
+        ("[[run]]\ntask = 'ioi'", "run 1 names no method; there are: "),
         ("[[run]]\nmethod = 'circuit'\ntask = 'ioi'\nsteps = 3", "run 1: circuit has no setting 'steps'"),
         ("[[run]]\nmethod = 'circuit'\n[run.each]\ntask = 'ioi'", "names settings with a list of values each"),
         ("[[run]]\nmethod = 'circuit'\n[run.each]\ntask = []", "names settings with a list of values each"),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from caseback.model.model import Model
 
-__all__ = ["Parts", "load", "load_parts"]
+__all__ = ["Parts", "load", "load_parts", "look"]
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -69,6 +69,18 @@ def load(
     return Model(parts.hf, parts.tokenizer, parts.source)
 
 
+def look(name: str | os.PathLike[str] | None) -> None:
+    """Raise LoadError for a name that can be no model; nothing is read or fetched."""
+    text = None if name is None else os.fspath(name)
+    if text == "":
+        raise LoadError("the name of the model is empty; leave it out for the default model")
+    path = None if text is None else Path(text).expanduser()
+    if path is not None and path.is_file() and path.suffix.lower() != ".gguf":
+        raise LoadError(f"{text} is a file that is not GGUF: load a .gguf file, or the folder that holds config.json")
+    if text is not None and path is not None and not path.exists() and text != default.ID:
+        _require_hub_name(text)
+
+
 def load_parts(
     name: str | os.PathLike[str] | None = None,
     *,
@@ -79,9 +91,8 @@ def load_parts(
 ) -> Parts:
     """The transformers model, tokenizer and source of `load`, before they become a Model."""
     kind, where = _dtype(dtype), _device(device)
+    look(name)
     text = None if name is None else os.fspath(name)
-    if text == "":
-        raise LoadError("the name of the model is empty; leave it out for the default model")
     path = None if text is None else Path(text).expanduser()
     if text is None or (text == default.ID and not (path and path.exists())):
         _no_revision(default.ID, revision)
@@ -94,10 +105,6 @@ def load_parts(
         source = Source(text, None, _hashes(path, weights.folder_files(path, what=text)))
     elif path is not None and path.is_file():
         _no_revision(text, revision)
-        if path.suffix.lower() != ".gguf":
-            raise LoadError(
-                f"{text} is a file that is not GGUF: load a .gguf file, or the folder that holds config.json"
-            )
         from caseback.model.gguf import read_gguf
 
         hf, tokenizer = read_gguf(path, dtype=kind)
@@ -144,10 +151,14 @@ def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
     return {name: cache.file_hash(folder / name) for name in sorted(names)}
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
-    """The local folder of a hub repository's files, fetched where they are not there yet and may be."""
+def _require_hub_name(name: str) -> None:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith(".") or name.endswith(".gguf"):
         raise LoadError(f"there is no file or folder {name}, and it is no name of a hub repository (org/name)")
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The local folder of a hub repository's files, fetched where they are not there yet and may be."""
+    _require_hub_name(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import (
         HFValidationError,

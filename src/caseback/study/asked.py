@@ -19,8 +19,12 @@ __all__ = ["config_of"]
 
 
 def config_of(method: str, given: Mapping[str, Any]) -> Any:
-    """The config of a method; raises StudyError with the field and what it takes, and the method's own errors."""
-    return _made(registry.get("method", method).Config, given, method)
+    """The config of a method; raises StudyError with the field and what it takes, and the method's own errors: what it can
+    tell before a model is loaded (`look`)."""
+    config = _made(registry.get("method", method).Config, given, method)
+    if hasattr(config, "look"):
+        config.look()
+    return config
 
 
 def _made(kind: Any, given: Mapping[str, Any], where: str) -> Any:

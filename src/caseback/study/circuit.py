@@ -17,12 +17,13 @@ from caseback.core.errors import CircuitError, StudyError
 from caseback.core.progress import Progress
 from caseback.core.provenance import sha256_json
 from caseback.model.load import load
+from caseback.model.load import look as look_at_model
 from caseback.model.model import Model
 from caseback.study.resume import RunFolder
 from caseback.study.spec import Spec
 from caseback.study.store import Record, Study
 from caseback.tasks import Task, read_task
-from caseback.tasks.files import look
+from caseback.tasks.files import look_at_pairs
 
 __all__ = ["METHOD", "CircuitConfig", "Kept", "circuit_of", "circuit_spec", "data_hash", "headline"]
 
@@ -48,6 +49,11 @@ class CircuitConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "discover", replace(self.discover, seed=self.seed))
+
+    def look(self) -> None:
+        """Raise, in a sentence, what can be told before a model is loaded."""
+        look_at_model(self.model)
+        look_at_pairs(self.task, self.n)
 
     def load_model(self, progress: Progress) -> Model:
         return load(self.model, dtype=self.dtype, device=self.device, progress=progress)
@@ -126,7 +132,7 @@ class _Circuit:
         self, config: Any, study: Study, *, passed: Mapping[str, Any], progress: Progress, model: Model | None = None
     ) -> tuple[Spec, dict[str, Any]]:
         """The spec of a config, its model and its task."""
-        look(config.task)  # before a model is loaded
+        config.look()
         model = model or config.load_model(progress)
         require(model)  # before its tokenizer is asked for anything
         task = config.read_task(model)

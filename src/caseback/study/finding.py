@@ -15,6 +15,7 @@ from caseback.core.progress import Progress
 from caseback.core.stages import Checkpoint
 from caseback.evidence import Interval
 from caseback.model.load import load
+from caseback.model.load import look as look_at_model
 from caseback.model.model import Model
 from caseback.study.resume import RunFolder
 from caseback.study.spec import Spec
@@ -63,6 +64,12 @@ class LookingConfig:
             return random_twin(model, seed=self.seed)
         return model
 
+    def look(self) -> None:
+        """Raise, in a sentence, what can be told before a model is loaded: files and names that are not there, too few of
+        something."""
+        look_at_model(self.model)
+        self.data()
+
     @property
     def label(self) -> str:
         """What is looked at, for a table of runs."""
@@ -99,7 +106,7 @@ class Looking:
         self, config: Any, study: Study, *, passed: Mapping[str, Any], progress: Progress, model: Model | None = None
     ) -> tuple[Spec, dict[str, Any]]:
         """The spec of a config, and the model."""
-        config.data()  # says at once what there is not
+        config.look()
         model = model or config.load_model(progress)
         config = config.settled(study, model, progress)
         return self.spec(config, model, passed=passed), {"model": model}

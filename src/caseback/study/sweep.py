@@ -85,7 +85,8 @@ def read_sweep(path: Path) -> tuple[Cell, ...]:
         where = f"{path}: run {number + 1}"
         method = run.pop("method", None)
         if method not in registry.names("method"):
-            raise StudyError(f"{where} has the method {method!r}; there are: {', '.join(registry.names('method'))}")
+            has = "names no method" if method is None else f"has the method {method!r}"
+            raise StudyError(f"{where} {has}; there are: {', '.join(registry.names('method'))}")
         each = run.pop("each", {})
         if not isinstance(each, dict) or not all(isinstance(values, list) and values for values in each.values()):
             raise StudyError(f"{where}: [run.each] names settings with a list of values each")
@@ -97,7 +98,7 @@ def read_sweep(path: Path) -> tuple[Cell, ...]:
                 _put(settings, name, value, where)
             try:
                 config_of(method, settings)
-            except CasebackError as error:
+            except (CasebackError, OSError) as error:
                 raise StudyError(f"{where}: {error}") from error
             if (cell := Cell(method, settings)) in cells:
                 raise StudyError(f"{where} asks for a cell that stands there already: {cell}")

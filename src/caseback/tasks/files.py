@@ -31,7 +31,7 @@ from caseback.tasks.pair import Pair, Split
 from caseback.tasks.schema import Schema, Span, apply_pieces, encodable, kind_of
 from caseback.tasks.task import Task
 
-__all__ = ["CSV", "JSONL", "is_file", "look", "needs_model", "read_task", "write_task", "write_text"]
+__all__ = ["CSV", "JSONL", "is_file", "look", "look_at_pairs", "needs_model", "read_task", "write_task", "write_text"]
 
 JSONL = (".jsonl", ".ndjson", ".json")
 CSV = (".csv",)
@@ -68,6 +68,13 @@ def look(task: str | os.PathLike[str]) -> None:
         raise TaskError(f"{path} is a folder; give the task file in it")
     if path.suffix.lower() not in (*JSONL, *CSV):
         raise TaskError(f"{path} is neither a .jsonl nor a .csv file; rename it to what it holds")
+
+
+def look_at_pairs(task: str | os.PathLike[str], n: int | None, *, least: int = 2) -> None:
+    """Raise TaskError for a task that is not there (`look`), or fewer pairs than can be compared."""
+    look(task)
+    if n is not None and n < least:
+        raise TaskError(f"{least} pairs or more are looked at, not {n}")
 
 
 def needs_model(path: str | os.PathLike[str]) -> bool:

@@ -17,6 +17,7 @@ from caseback.circuits.score import ScoreConfig, batches, score, span_names
 from caseback.core.progress import Progress
 from caseback.core.stages import Checkpoint, Stages
 from caseback.model.load import load
+from caseback.model.load import look as look_at_model
 from caseback.model.model import Model
 from caseback.study.circuit import data_hash
 from caseback.study.finding import Finding, cell, payload, sheet
@@ -24,7 +25,7 @@ from caseback.study.resume import RunFolder
 from caseback.study.spec import Spec
 from caseback.study.store import Study
 from caseback.tasks import PairBatch, Task, read_task
-from caseback.tasks.files import look
+from caseback.tasks.files import look_at_pairs
 
 __all__ = ["Experiment", "ExperimentConfig", "Finding", "cell", "mean_of", "renamed", "scored", "sheet"]
 
@@ -47,6 +48,11 @@ class ExperimentConfig:
     device: str = "cpu"
     tokens: int = 320
     """Tokens processed at a time."""
+
+    def look(self) -> None:
+        """Raise, in a sentence, what can be told before a model is loaded."""
+        look_at_model(self.model)
+        look_at_pairs(self.task, self.n)
 
     def load_model(self, progress: Progress) -> Model:
         return load(self.model, dtype=self.dtype, device=self.device, progress=progress)
@@ -80,7 +86,7 @@ class Experiment:
         self, config: Any, study: Study, *, passed: Mapping[str, Any], progress: Progress, model: Model | None = None
     ) -> tuple[Spec, dict[str, Any]]:
         """The spec of a config, its model and its task."""
-        look(config.task)  # before a model is loaded
+        config.look()
         model = model or config.load_model(progress)
         require(model)  # before its tokenizer is asked for anything
         task = config.read_task(model)

@@ -47,6 +47,11 @@ class PromptConfig(LookingConfig):
 
     prompt: str
 
+    def look(self) -> None:
+        if not self.prompt:
+            raise ReadingError("the prompt is empty; give some text")
+        super().look()
+
     @property
     def label(self) -> str:
         short = " ".join(self.prompt.split())

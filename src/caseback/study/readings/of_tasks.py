@@ -21,7 +21,7 @@ from caseback.reading.patching import Grid, estimate_grid, grid_agreement, patch
 from caseback.study.finding import Finding, Looking, LookingConfig, cell, heat, sheet
 from caseback.study.spec import plain
 from caseback.tasks.encode import PairBatch
-from caseback.tasks.files import is_file, read_task
+from caseback.tasks.files import is_file, look_at_pairs, read_task
 from caseback.tasks.task import Task
 
 __all__ = ["DLA", "PATCH", "DlaConfig", "PatchConfig", "TaskConfig", "dla", "patch"]
@@ -35,6 +35,10 @@ class TaskConfig(LookingConfig):
     """A library task's name, or a file of pairs."""
     n: int | None = 40
     """Pairs; None: all of a file, the library's default otherwise."""
+
+    def look(self) -> None:
+        look_at_pairs(self.task, self.n)
+        super().look()
 
     @property
     def label(self) -> str:
