@@ -14,7 +14,7 @@ from caseback.study.circuit import CircuitConfig
 def test_plain_data_becomes_the_config():
     asked = {"task": "ioi", "n": 40, "discover": {"points": 6, "target": 1}}
     assert config_of("circuit", asked) == CircuitConfig(task="ioi", n=40, discover=DiscoverConfig(points=6, target=1.0))
-    found = config_of("relation", {"relation": "x", "judge": {"train": 4}})
+    found = config_of("relation", {"relation": "us state capital", "judge": {"train": 4}})
     assert found.judge == JudgeConfig(train=4)
     assert config_of("lens", {"prompt": "p", "answers": ["a", "b"]}).answers == ("a", "b")
     assert config_of("circuit", {"task": "ioi", "n": None}).n is None
@@ -38,8 +38,8 @@ def test_plain_data_becomes_the_config():
         ("circuit", {"task": "ioi", "discover": {"point": 3}}, "circuit.discover has no setting 'point'; did you mean"),
         ("lens", {"prompt": "p", "answers": "a"}, "lens.answers is 'a'; it takes a list of texts"),
         ("lens", {"prompt": "p", "answers": ["a", 1]}, "lens.answers is 1; it takes a text"),
-        ("relation", {"relation": "x", "judge": 3}, "relation.judge is 3; it takes a table of settings"),
-        ("relation", {"relation": "x", "judge": {"train": 1}}, "at least 2"),
+        ("relation", {"relation": "us state capital", "judge": 3}, "relation.judge is 3; it takes a table of settings"),
+        ("relation", {"relation": "us state capital", "judge": {"train": 1}}, "at least 2"),
     ],
 )
 def test_what_does_not_fit_is_named(method, asked, said):
@@ -50,14 +50,18 @@ def test_what_does_not_fit_is_named(method, asked, said):
 
 
 def test_the_seed_of_a_run_is_the_seed_of_all_that_is_drawn():
-    assert config_of("relation", {"relation": "x", "seed": 7}).judge.seed == 7
-    assert config_of("attribute", {"relation": "x", "prompt": "p", "seed": 7}).judge.seed == 7
-    assert config_of("concepts", {"relation": "x", "seed": 7, "judge": {"seed": 3}}).judge.seed == 7
-    assert config_of("cross", {"relations": ["x", "y"], "seed": 7}).judge.seed == 7
+    assert config_of("relation", {"relation": "us state capital", "seed": 7}).judge.seed == 7
+    assert config_of("attribute", {"relation": "us state capital", "prompt": "p", "seed": 7}).judge.seed == 7
+    assert config_of("concepts", {"relation": "us state capital", "seed": 7, "judge": {"seed": 3}}).judge.seed == 7
+    assert config_of("cross", {"relations": ["us state capital", "word first letter"], "seed": 7}).judge.seed == 7
     assert config_of("circuit", {"task": "ioi", "seed": 7}).discover.seed == 7
 
 
 def test_a_twin_is_refused_before_anything_is_judged():
-    for method, asked in (("cross", {"relations": ["x", "y"]}), ("concepts", {"relation": "x"}), ("audit", {})):
+    for method, asked in (
+        ("cross", {"relations": ["us state capital", "word first letter"]}),
+        ("concepts", {"relation": "us state capital"}),
+        ("audit", {}),
+    ):
         with pytest.raises(CasebackError, match="random weights knows nothing|looks at the model itself"):
             config_of(method, {**asked, "twin": True})

@@ -119,21 +119,21 @@ def test_cells_become_runs_and_are_reopened(folder, prompts, tmp_path):
 
 def test_a_cell_that_cannot_be_done_is_reported(folder, prompts, tmp_path):
     study = Study(tmp_path / "casebook")
-    bad = Cell("lens", {"model": str(folder / "m"), "prompt": ""})
+    bad = Cell("lens", {"model": str(folder / "m"), "prompt": "the", "site": "z"})
     first, second, third = sweep(
         study, [bad, *cells(folder, prompts[:1]), Cell("lens", {"model": "nosuch", "prompt": "x"})]
     )
-    assert (first.run, first.attempts) == (None, 1) and "has no tokens" in first.why
+    assert (first.run, first.attempts) == (None, 1) and "a lens reads the stream" in first.why
     assert second.run and not second.why
     assert third.run is None and "nosuch" in third.why
 
 
 def test_workers_share_the_study(folder, prompts, tmp_path):
     study = Study(tmp_path / "casebook")
-    asked = [*cells(folder, prompts), Cell("lens", {"model": str(folder / "m"), "prompt": ""})]
+    asked = [*cells(folder, prompts), Cell("lens", {"model": str(folder / "m"), "prompt": "the", "site": "z"})]
     *done, failed = sweep(study, asked, executor="processes", workers=2)
     assert sorted(one.run for one in done) == list(study.ids())
-    assert "has no tokens" in failed.why and failed.attempts == 1
+    assert "a lens reads the stream" in failed.why and failed.attempts == 1
     assert [study.find(one.run).table["prompt"] for one in done] == prompts
 
 
