@@ -202,8 +202,8 @@ class Work:
         rows = [[name, *hypothesis.nodes[name].words, share] for name, share in alone.items()]
         return {
             "title": "What was exchanged",
-            "text": "Alone: the share of draws for which no other prompt agreed, so that nothing was exchanged.",
-            "table": sheet("text node, text sites, text depends on, text reads, percent alone", rows),
+            "text": "No other agreed: the share of draws for which nothing was exchanged, since no other prompt agreed.",
+            "table": sheet("text node, text sites, text depends on, text reads, percent no other agreed", rows),
         }
 
     def _minimality(self, other: np.ndarray, gap: np.ndarray, cost: int) -> tuple[Outcome, dict[str, Any]]:

@@ -30,6 +30,8 @@ __all__ = ["SCRUB", "ScrubConfig", "scrubbing"]
 BLOCK = 4
 """Hypotheses scrubbed between two saves."""
 BASE = "base"
+ALONE = 0.25
+"""Share of draws without exchange above which the claim says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,9 @@ class ScrubConfig(TaskConfig):
     """Hypotheses of the same structure in other places."""
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.others < 0:
+        if not 1 <= self.draws <= 1000 or not 0 <= self.others <= 1000:
             raise ReadingError(
-                f"scrubbing takes 1 draw or more and 0 other places or more, got {self.draws} and {self.others}"
+                f"scrubbing takes 1 to 1000 draws and 0 to 1000 other places, got {self.draws} and {self.others}"
             )
 
     def read_hypothesis(self) -> Hypothesis:
@@ -125,6 +127,9 @@ def _told(
     )
     if beside is not None:
         claim += f"; in {len(moved)} other places it recovers {_share(beside[0].value)} and {_share(beside[1].value)}"
+    most = max(base.alone.values(), default=0.0)
+    if most > ALONE:
+        claim += f"; in {most:.0%} of the draws no other prompt agreed, so nothing was exchanged: take more pairs"
     sections: list[dict[str, Any]] = [
         {
             "title": "What is left when all else is exchanged",
@@ -138,10 +143,10 @@ def _told(
         sections.append(
             {
                 "title": "Its nodes",
-                "text": "Alone: share of draws for which no other prompt agreed, so nothing was exchanged; where it is large the "
+                "text": "No other agreed: share of draws for which nothing was exchanged, since no other prompt agreed; where it is large the "
                 "feature is not tested. Without: what the hypothesis recovers when nobody reads the node.",
                 "table": sheet(
-                    f"text node, text sites, text depends on, text reads, percent alone, percent {metric} without, "
+                    f"text node, text sites, text depends on, text reads, percent no other agreed, percent {metric} without, "
                     "percent loss without",
                     nodes,
                 ),
