@@ -143,8 +143,8 @@ def _told(
         sections.append(
             {
                 "title": "Its nodes",
-                "text": "No other agreed: share of draws for which nothing was exchanged, since no other prompt agreed; where it is large the "
-                "feature is not tested. Without: what the hypothesis recovers when nobody reads the node.",
+                "text": "No other agreed: share of draws for which nothing was exchanged, since no other prompt agreed; where it is "
+                "large the feature is not tested. Without: what the hypothesis recovers when nobody reads the node.",
                 "table": sheet(
                     f"text node, text sites, text depends on, text reads, percent no other agreed, percent {metric} without, "
                     "percent loss without",
