@@ -8,7 +8,7 @@ import pytest
 from caseback.core import registry
 from caseback.core.errors import StudyError
 from caseback.study import Checkpoint, Study
-from caseback.study.compare import Change, Paired, compare, of_circuit
+from caseback.study.compare import Change, Paired, compare, named_places, of_circuit
 
 from . import toy
 
@@ -89,3 +89,25 @@ def test_pairs_of_a_circuit_are_known_by_their_place_among_all():
     old = Kept([1])
     old.stages["check"] = Checkpoint({"rows": np.array([1])})
     assert of_circuit(old) == {}
+
+
+def test_lists_are_compared_by_what_their_places_are_called():
+    """A curve at other sizes is another curve: no number is taken from one at another place."""
+    table = {"n": 3, "sizes": [29, 225], "faithfulness": [0.1, 0.9], "ends": [1.0, 2.0, 3.0], "words": ["a", "a"]}
+    assert named_places(table) == {
+        "n": 3,
+        "faithfulness.sizes=29": 0.1,
+        "faithfulness.sizes=225": 0.9,
+        "ends.0": 1.0,
+        "ends.1": 2.0,
+        "ends.2": 3.0,
+        "words.sizes=29": "a",
+        "words.sizes=225": "a",
+    }
+    grid = {"layers": [4, 5], "columns": ["to"], "effect": [[[1.0]], [[2.0]]], "deep": {"x": [5, 6]}}
+    assert named_places(grid) == {
+        "effect.layers=4.columns=to.0": 1.0,
+        "effect.layers=5.columns=to.0": 2.0,
+        "deep.x.layers=4": 5,
+        "deep.x.layers=5": 6,
+    }

@@ -3,13 +3,16 @@
 Where both runs measured the same examples, example by example, and a method says which of its arrays those are
 (registered as ("paired", method): a function of a record to named `Paired` values), a difference of means gets a paired
 bootstrap interval: what the examples have in common falls out. Everything else is a difference of two numbers, and no
-interval is made up for it.
+interval is made up for it. Lists are compared by what their places are called (a size, a layer, a span), never by place
+alone: two circuit runs have curves at different sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from caseback.evidence import Interval, difference_interval
 from caseback.study.spec import flat
 from caseback.study.store import Record
 
-__all__ = ["Change", "Comparison", "Paired", "compare", "of_circuit", "of_relation"]
+__all__ = ["Change", "Comparison", "Paired", "compare", "named_places", "of_circuit", "of_relation"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +68,7 @@ def compare(a: Record, b: Record) -> Comparison:
         raise StudyError(
             f"{a.id} is a {a.spec.method} run and {b.id} a {b.spec.method} run; only runs of one method are compared"
         )
-    results = [flat(record.result["table"], lists=True) for record in (a, b)]
+    results = [named_places(record.result["table"]) for record in (a, b)]
     numbers = [{k: v for k, v in one.items() if v is None or isinstance(v, int | float)} for one in results]
     paired, note = _paired(a, b)
     return Comparison(
@@ -76,6 +79,54 @@ def compare(a: Record, b: Record) -> Comparison:
         paired=paired,
         note=note,
     )
+
+
+def named_places(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A result flattened, {"sizes": [29, 225], "faithfulness": [.1, .9]} → {"faithfulness.sizes=29": .1, …}.
+
+    A list of different words, or of whole numbers that rise, names the places of every list that is as long; of several
+    such lists the first does. A list that nothing names keeps its numbers, "low.0".
+    """
+    lengths = Counter(_lengths(table))
+    axes: dict[int, tuple[str, list[Any]]] = {}
+    for name, values in table.items():
+        if isinstance(values, list) and _names(values) and lengths[len(values)] > 1:
+            axes.setdefault(len(values), (name, values))
+
+    def within(value: Any, above: str, used: frozenset[str]) -> dict[str, Any]:
+        if isinstance(value, Mapping):
+            parts = [(str(key), part, used) for key, part in value.items()]
+        elif isinstance(value, list):
+            axis, labels = axes.get(len(value), ("", []))
+            if not axis or axis in used:
+                parts = [(str(i), part, used) for i, part in enumerate(value)]
+            else:
+                parts = [(f"{axis}={at}", part, used | {axis}) for at, part in zip(labels, value, strict=True)]
+        else:
+            return {above: value}
+        return {k: v for key, part, names in parts for k, v in within(part, f"{above}.{key}", names).items()}
+
+    naming = {name for name, _ in axes.values()}
+    rest = [(name, value) for name, value in table.items() if name not in naming]
+    return {k: v for name, value in rest for k, v in within(value, name, frozenset()).items()}
+
+
+def _lengths(value: Any) -> Iterator[int]:
+    """Of all lists."""
+    if isinstance(value, list):
+        yield len(value)
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for part in parts:
+        yield from _lengths(part)
+
+
+def _names(values: list[Any]) -> bool:
+    """Whether a list can name places."""
+    if not values or isinstance(values[0], bool):
+        return False
+    if all(isinstance(value, str) for value in values):
+        return len(set(values)) == len(values)
+    return all(isinstance(value, int) for value in values) and all(a < b for a, b in pairwise(values))
 
 
 def _asked(record: Record) -> dict[str, Any]:
