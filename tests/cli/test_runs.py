@@ -88,7 +88,7 @@ def test_runs_lists_and_filters(study: Study, caseback: Any) -> None:
     assert row["id"] == two.id
     assert row["headline"] == {"n": 2, "accuracy": 0.98765, "cpr": 0.5}
     assert caseback("runs", "--model", "none")[1] == f"no such run in {study.path}\n"
-    assert caseback("runs", "--study", "elsewhere")[1] == "no runs in elsewhere\n"
+    assert caseback("runs", "--study", "elsewhere")[1] == "there is no folder elsewhere\n"
 
 
 def test_show_is_a_readable_table(study: Study, caseback: Any) -> None:

@@ -154,5 +154,14 @@ def test_a_result_without_a_cost_is_refused(study, theirs, tmp_path):
     for cost in ({}, {"seconds": "x", "peak_memory_mb": 1}):
         write_json(record.path / "result.json", {**{k: body[k] for k in ("table", "details", "arrays")}, "cost": cost})
         with pytest.raises(StudyError, match="no whole run"):
-            import_run(theirs, export_run(Record.open(record.path), tmp_path / "run.zip"))
+            import_run(theirs, export_run(Record.open(record.path), tmp_path / "run.zip", force=True))
     assert theirs.ids() == ()
+
+
+def test_a_file_that_is_there_is_not_written_over(study, tmp_path):
+    record, there = study.run(toy.spec()), tmp_path / "notes.txt"
+    there.write_text("precious")
+    with pytest.raises(StudyError, match="is there already; name another file, or replace it with --force"):
+        export_run(record, there)
+    assert there.read_text() == "precious"
+    assert zipfile.is_zipfile(export_run(record, there, force=True))

@@ -356,3 +356,20 @@ def test_methods_without_a_report_have_none(study, monkeypatch):
     assert record.report is None
     with pytest.raises(CasebackError, match="there is no report 'bare'; there are: .*toy"):
         study.report(record)
+
+
+def test_a_file_is_no_study(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(StudyError, match="there is no study folder .*notes.txt: it is a file"):
+        Study(tmp_path / "notes.txt")
+
+
+def test_memory_that_is_not_there_is_a_sentence(study, monkeypatch):
+    def take(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(toy.METHOD.__class__, "run", take)
+    with pytest.raises(StudyError, match="takes more memory than there is; ask for less"):
+        study.run(toy.spec())
+    (row,) = study.runs()
+    assert row.status == "failed" and row.note.startswith("this takes more memory than there is")

@@ -19,7 +19,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from caseback.cli.heat import safe
 from caseback.core.errors import CasebackError
+from caseback.core.memory import TOO_MUCH, ran_out
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -137,6 +139,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         _leave(_sentence(error))
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        _leave(TOO_MUCH)
     finally:
         try:
             sys.stdout.flush()
@@ -145,7 +151,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _leave(sentence: str) -> None:
-    print(f"caseback: {sentence}", file=sys.stderr)
+    said = "\n".join(safe(line) for line in sentence.split("\n"))  # it may name files, whose names are anyone's
+    print(f"caseback: {said}", file=sys.stderr)
     sys.exit(2)
 
 

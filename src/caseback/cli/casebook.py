@@ -70,6 +70,7 @@ def compare(
 def export(
     run: Run,
     out: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where to (default: ./RUN.zip).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     study: StudyFolder = None,
 ) -> None:
     """Write a finished run to one zip file, without its page: whoever takes it in makes that anew."""
@@ -82,7 +83,7 @@ def export(
         raise StudyError(
             f"{path} is a folder; give a file in it" if path.is_dir() else f"there is no folder {path.parent}"
         )
-    typer.echo(export_run(record, path))
+    typer.echo(export_run(record, path, force=force))
 
 
 def import_(

@@ -51,7 +51,7 @@ def new(
         typer.Argument(
             metavar="COMPONENT",
             help="Sites joined by '+' (z.9.6@to+mlp_out.3), direction:FILE@SITE, feature:DICTIONARY:NUMBER[@SPAN], "
-            "relation:RUN[:RANK]@SPAN, or circuit:RUN[:EDGES].",
+            "relation:RUN[:RANK]@SPAN, circuit:RUN[:EDGES], or hypothesis:FILE (docs/scrub.md).",
         ),
     ],
     description: Annotated[str, typer.Argument(metavar="DESCRIPTION", help="What it does, in words.")],
@@ -151,7 +151,7 @@ def test(
         typer.Option(
             "--test",
             metavar="NAME",
-            help="predict, effect, sufficiency, necessity, minimality, specificity or adversarial; may be given again "
+            help="predict, effect, sufficiency, necessity, scrub, minimality, specificity or adversarial; may be given again "
             "(default: all that the claim and the input allow).",
         ),
     ] = None,

@@ -63,7 +63,8 @@ def runs(
         cells = [(row.id, row.status, row.model, said or row.note) for row, said in zip(rows, numbers, strict=True)]
         print_table(("run", "status", "model", ""), cells)
     else:
-        typer.echo(f"no such run in {folder.path}" if folder.ids() else f"no runs in {folder.path}")
+        none = "no runs in" if folder.path.exists() else "there is no folder"
+        typer.echo(f"no such run in {folder.path}" if folder.ids() else f"{none} {folder.path}")
 
 
 def _is_day(text: str) -> bool:

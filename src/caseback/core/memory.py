@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["free_bytes", "total_bytes"]
+__all__ = ["TOO_MUCH", "free_bytes", "ran_out", "total_bytes"]
+
+TOO_MUCH = "this takes more memory than there is; ask for less at a time: fewer pairs or sequences, shorter prompts, a smaller model"
 
 
 def free_bytes() -> int:
@@ -21,6 +23,16 @@ def free_bytes() -> int:
     except (OSError, ValueError):  # no group, or one without a limit ("max")
         return free
     return min(free, max(0, limit - used))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory was refused: by Python, or by torch on the CPU or a GPU."""
+    torchs = (
+        type(error).__name__ == "OutOfMemoryError"
+        or "not enough memory" in str(error)
+        or "can't allocate memory" in str(error)
+    )
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and torchs)
 
 
 def total_bytes() -> int:

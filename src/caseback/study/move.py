@@ -33,11 +33,15 @@ _CHUNK = 1 << 20
 _BROKEN = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError)
 
 
-def export_run(record: Record, path: Path) -> Path:
+def export_run(record: Record, path: Path, *, force: bool = False) -> Path:
     """Write a finished run to a zip file, whole or not at all; StudyError where it is not finished, damaged, or the
-    file cannot be written."""
+    file cannot be written or (without `force`) is there."""
     if record.status != "finished":
-        raise StudyError(f"run {record.id} is {record.status}; only a finished run is sent")
+        raise StudyError(
+            f"run {record.id} is {record.status}; only a finished run is sent, and `caseback resume {record.id}` finishes it"
+        )
+    if path.exists() and not force:
+        raise StudyError(f"{path} is there already; name another file, or replace it with --force")
     if damage := record.damage():
         raise StudyError(f"run {record.id} is damaged ({damage[0]}); `caseback resume {record.id}` mends it")
     part = path.with_name(f".{path.name}.part")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from caseback.core import registry
 from caseback.core.errors import CasebackError, StudyError
+from caseback.core.memory import TOO_MUCH, ran_out
 from caseback.core.progress import Progress, silent
 from caseback.core.provenance import environment, versions
 from caseback.study.files import Checkpoint, Newer, Saved, cannot_write, discard, read_checkpoint, read_json, write_json
@@ -176,8 +177,13 @@ class Study:
     """A folder of runs: makes them, finds them, goes on with them."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        """The study at `path`, else where CASEBACK_STUDY says, else ./casebook; the folder is made by the first run."""
+        """The study at `path`, else where CASEBACK_STUDY says, else ./casebook; the folder is made by the first run.
+
+        Raises StudyError for what is no folder.
+        """
         self.path = Path(path or os.environ.get("CASEBACK_STUDY") or "casebook")
+        if self.path.exists() and not self.path.is_dir():
+            raise StudyError(f"there is no study folder {self.path}: it is a file")
         self._runs = self.path / "runs"
 
     def run(
@@ -368,7 +374,11 @@ class Study:
                     if new and isinstance(error, CasebackError) and not any(record.path.glob("arrays/*.safetensors")):
                         discard(record.path)  # the request was at fault and nothing was computed: leave nothing
                     else:
-                        self._note(run, "failed", error=f"{type(error).__name__}: {error}")
+                        own = isinstance(error, CasebackError)
+                        said = str(error) if own else TOO_MUCH if ran_out(error) else f"{type(error).__name__}: {error}"
+                        self._note(run, "failed", error=said)
+                    if ran_out(error):
+                        raise StudyError(f"{TOO_MUCH}; `caseback resume {record.id}` tries again") from error
                     raise
                 record = Record.open(record.path)
             if self._lacks_report(record):
