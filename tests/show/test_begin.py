@@ -165,6 +165,13 @@ def test_a_study_is_begun_and_found_in_the_casebook(client: TestClient, place: P
         ({"method": "lens"}, "needs the setting"),
         ({"method": 3}, "a study is begun with"),
         ({"params": []}, "a study is begun with"),
+        ([], "a request is a JSON object"),
+        ({"method": "heads", "settings": {"length": 3}}, "to do it again, force, not 'settings'"),
+        ({"method": "dla", "params": {"task": "nosuch"}}, "there is neither a task nor a file 'nosuch'; tasks are"),
+        ({"method": "circuit", "params": {"task": "nosuch"}}, "there is neither a task nor a file 'nosuch'; tasks are"),
+        ({"method": "dla", "params": {"task": "ioi", "n": -5}}, "2 pairs or more are looked at, not -5"),
+        ({"method": "lens", "params": {"prompt": ""}}, "the prompt is empty"),
+        ({"method": "heads", "params": {"model": "/nope"}}, "there is no file or folder /nope"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_a_process_is_begun(
@@ -177,6 +184,7 @@ def test_settings_that_do_not_fit_are_refused_before_a_process_is_begun(
 
 
 def test_what_goes_wrong_in_the_process_is_said(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
     client.post("/api/jobs", json={"method": "lens", "params": {"prompt": "x", "model": str(tmp_path / "none")}})
     job = until(lambda: next((job for job in client.get("/api/jobs").json() if job["state"] == "failed"), None))
     assert "none" in job["error"]

@@ -187,7 +187,7 @@ def test_a_grid_that_was_broken_off_goes_on_where_it_stopped(live: Live) -> None
         ({"other": ""}, "write the second one"),
         ({"other": PROMPT}, "are the same; change a word"),
         ({"other": "the friend of subject1"}, "the first prompt has 5 tokens and the second 4"),
-        ({"other": "is " * 200}, "here 128 are read"),
+        ({"other": "is " * 200}, "this page reads 128 at most"),
         ({"text": "is " * 40, "other": "of " * 40}, f"here grids of {LONGEST} are made"),
         ({"answer": "object1", "foil": "object1"}, "compared with itself"),
         ({"answer": "\ud800"}, "no UTF-8"),
@@ -238,7 +238,7 @@ def test_a_model_is_loaded_once(tmp_path: Path) -> None:
     ("asked", "said"),
     [
         ({"text": ""}, "no tokens"),
-        ({"text": " ".join(["is"] * 200)}, "here 128 are read"),
+        ({"text": " ".join(["is"] * 200)}, "this page reads 128 at most"),
         ({"text": "\ud800"}, "no UTF-8"),
         ({"token": 99}, "there is no token 99"),
     ],

@@ -184,7 +184,7 @@ def test_an_older_index_is_replaced(study):
         base.execute("PRAGMA user_version = 1")
     base.close()
     assert [row.id for row in study.runs(Filter(words="toy"))] == [record.id]
-    assert sqlite3.connect(index).execute("PRAGMA user_version").fetchone() == (2,)
+    assert sqlite3.connect(index).execute("PRAGMA user_version").fetchone() == (3,)
 
 
 def test_the_index_can_go_and_come_back(study):
@@ -373,3 +373,19 @@ def test_memory_that_is_not_there_is_a_sentence(study, monkeypatch):
         study.run(toy.spec())
     (row,) = study.runs()
     assert row.status == "failed" and row.note.startswith("this takes more memory than there is")
+
+
+@pytest.mark.parametrize("damage", ["{}", "", None])
+@pytest.mark.parametrize("name", ["result.json", "spec.json"])
+def test_a_finished_run_that_was_damaged_since_is_listed_as_damaged(study, name, damage):
+    """The list is kept, and notices."""
+    other, record = study.run(toy.spec(seed=1)), study.run(toy.spec())
+    assert [row.status for row in study.runs()] == ["finished", "finished"]
+    content = (record.path / name).read_bytes()
+    (record.path / name).unlink()
+    if damage is not None:
+        (record.path / name).write_text(damage)
+    told = {row.id: row.status for row in study.runs()}
+    assert told[other.id] == "finished" and told[record.id] != "finished"
+    (record.path / name).write_bytes(content)
+    assert {row.status for row in study.runs()} == {"finished"}

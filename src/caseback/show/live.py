@@ -255,7 +255,7 @@ class Live:
             batch, words = PromptConfig(prompt=text).encode(model)
             if len(words) > LONGEST:
                 raise ReadingError(
-                    f"the prompt has {len(words)} tokens; here {LONGEST} are read, by `caseback lens` 400"
+                    f"the prompt has {len(words)} tokens, and this page reads {LONGEST} at most; `caseback lens` reads up to 400"
                 )
             return _Read(model, batch.to(model.device), words, of)
 

@@ -189,9 +189,11 @@ class _App:
 
     async def start(self, request: Request) -> Response:
         body = await request.json()
+        unknown = sorted(body.keys() - {"method", "params", "force"})
         method, params, force = body.get("method"), body.get("params", {}), body.get("force", False)
-        if not (isinstance(method, str) and isinstance(params, dict) and isinstance(force, bool)) or len(body) > 3:
-            raise StudyError("a study is begun with a method, its params and, to do it again, force")
+        if unknown or not (isinstance(method, str) and isinstance(params, dict) and isinstance(force, bool)):
+            what = f", not {unknown[0]!r:.80}" if unknown else ""
+            raise StudyError(f"a study is begun with a method, its params and, to do it again, force{what}")
         return await _json(lambda: self.jobs.start(method, params, force=force))
 
     async def cancel(self, request: Request) -> Response:

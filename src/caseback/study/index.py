@@ -18,19 +18,19 @@ from pathlib import Path
 
 __all__ = ["EVERY", "Filter", "Row", "delete", "rows"]
 
-_VERSION = 2
+_VERSION = 3
 WAIT = 5.0
 """Seconds for another process to end its change."""
 _COLUMNS = "id, method, model, task, created, status, headline, note, asked"
 _TABLES = (
     "DROP TABLE IF EXISTS runs",
     "DROP TABLE IF EXISTS words",
-    f"CREATE TABLE runs ({_COLUMNS.replace('id', 'id TEXT PRIMARY KEY', 1)})",
+    f"CREATE TABLE runs ({_COLUMNS.replace('id', 'id TEXT PRIMARY KEY', 1)}, stamp)",
     "CREATE VIRTUAL TABLE words USING fts5(id UNINDEXED, text, prefix = '2 3')",
     f"PRAGMA user_version = {_VERSION}",
 )
 _STATUS = _COLUMNS.split(", ").index("status")
-_MARKS = ", ".join("?" * len(_COLUMNS.split(",")))
+_MARKS = ", ".join("?" * (len(_COLUMNS.split(",")) + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,8 @@ class Filter:
 
 
 EVERY = Filter()
+Stamp = Callable[[str], str]
+"""From a run to what changes when its files do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +73,23 @@ class Row:
     """The parameters, as JSON: what a search looks through."""
 
 
-def rows(path: Path, ids: Sequence[str], read: Callable[[str], Row], wanted: Filter) -> tuple[Row, ...]:
-    """The rows of these runs, newest first; `read` makes the row of one run from its folder."""
+Read = Callable[[str], Row]
+
+
+def rows(path: Path, ids: Sequence[str], read: Read, stamp: Stamp, wanted: Filter) -> tuple[Row, ...]:
+    """The rows of these runs, newest first. `read` makes the row of one run from its folder; that of a finished one is read
+    again when its `stamp` is another."""
     if not ids:
         return ()
     try:
-        return _rows(str(path), ids, read, wanted)
+        return _rows(str(path), ids, read, stamp, wanted)
     except sqlite3.OperationalError:
         pass  # not writable, locked for long, or a newer version's
     except (sqlite3.DatabaseError, ValueError):  # damaged, or what is in it is
         with suppress(OSError, sqlite3.Error):
             delete(path)
-            return _rows(str(path), ids, read, wanted)
-    return _rows(":memory:", ids, read, wanted)
+            return _rows(str(path), ids, read, stamp, wanted)
+    return _rows(":memory:", ids, read, stamp, wanted)
 
 
 def delete(path: Path) -> None:
@@ -92,7 +98,8 @@ def delete(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def _rows(place: str, ids: Sequence[str], read: Callable[[str], Row], wanted: Filter) -> tuple[Row, ...]:
+def _rows(place: str, ids: Sequence[str], read: Read, stamp: Stamp, wanted: Filter) -> tuple[Row, ...]:
+    stamps = {run: stamp(run) for run in ids}  # before a run is read, so that one that changes meanwhile is read again
     with closing(sqlite3.connect(place, timeout=WAIT)) as base:
         base.execute("PRAGMA journal_mode = WAL")
         (version,) = base.execute("PRAGMA user_version").fetchone()
@@ -100,17 +107,21 @@ def _rows(place: str, ids: Sequence[str], read: Callable[[str], Row], wanted: Fi
             raise sqlite3.OperationalError("the index is of a newer version")
         if version < _VERSION:
             _make(base)
-        known = {row[0]: row for row in base.execute(f"SELECT {_COLUMNS} FROM runs")}
-        moving = (read(run) for run in ids if run not in known or known[run][_STATUS] != "finished")
-        changed = [row for row in moving if _flat(row) != known.get(row.id)]
-        old = [(run,) for run in known.keys() - set(ids)] + [(row.id,) for row in changed]
+        known = {row[0]: row for row in base.execute(f"SELECT {_COLUMNS}, stamp FROM runs")}
+
+        def settled(run: str) -> bool:
+            return run in known and known[run][_STATUS] == "finished" and known[run][-1] == stamps[run]
+
+        moving = ((*_flat(row), stamps[row.id]) for row in (read(run) for run in ids if not settled(run)))
+        changed = [row for row in moving if row != known.get(row[0])]
+        old = [(run,) for run in known.keys() - set(ids)] + [(row[0],) for row in changed]
         if old:
             with base:
                 base.executemany("DELETE FROM runs WHERE id = ?", old)
                 base.executemany("DELETE FROM words WHERE id = ?", old)
-                base.executemany(f"INSERT OR REPLACE INTO runs ({_COLUMNS}) VALUES ({_MARKS})", map(_flat, changed))
+                base.executemany(f"INSERT OR REPLACE INTO runs ({_COLUMNS}, stamp) VALUES ({_MARKS})", changed)
                 base.executemany(
-                    "INSERT INTO words (id, text) VALUES (?, ?)", ((row.id, _text(row)) for row in changed)
+                    "INSERT INTO words (id, text) VALUES (?, ?)", ((row[0], _text(_row(row[:-1]))) for row in changed)
                 )
         condition, values = _condition(wanted)
         found = base.execute(f"SELECT {_COLUMNS} FROM runs WHERE {condition} ORDER BY id DESC", values)

@@ -266,7 +266,7 @@ class Study:
 
     def runs(self, wanted: Filter = EVERY) -> tuple[Row, ...]:
         """The list of runs, newest first."""
-        return rows(self.path / "index.sqlite", self.ids(), self._row, wanted)
+        return rows(self.path / "index.sqlite", self.ids(), self._row, self._stamp, wanted)
 
     def make(self) -> None:
         """Make the folder; StudyError where that cannot be done."""
@@ -281,6 +281,17 @@ class Study:
         """The run's page as HTML, made anew from its record."""
         render = registry.get("report", record.spec.method)
         return str(render(record))
+
+    def _stamp(self, run: str) -> str:
+        """Changes when a finished run's files do, without reading them."""
+        seen = []
+        for name in ("spec.json", "result.json"):
+            try:
+                file = os.stat(f"{self._runs}/{run}/{name}")
+                seen.append(f"{file.st_mtime_ns}-{file.st_size}")
+            except OSError:
+                seen.append("")
+        return " ".join(seen)
 
     def _row(self, run: str) -> Row:
         try:

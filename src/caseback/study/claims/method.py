@@ -39,7 +39,7 @@ class ClaimTestConfig(LookingConfig):
     n: int | None = 80
     """Pairs, both halves together; None: all of a file."""
     tests: tuple[str, ...] = ()
-    """Among `rule.TESTS`."""
+    """predict, effect, sufficiency, necessity, scrub, minimality, specificity, adversarial: those that are carried out."""
     adversarial: str | None = None
     """A task or file in which the description says the same, or with `flips` the opposite."""
     flips: bool = False

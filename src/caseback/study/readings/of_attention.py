@@ -35,7 +35,7 @@ MAPS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(PromptConfig):
-    """Whose attention is shown."""
+    """One prompt, and the heads whose attention is shown."""
 
     heads: tuple[str, ...] = ()
     """Heads (LAYER.HEAD) shown one by one; (): those that take most at the last token."""

@@ -23,6 +23,7 @@ export function facets(told, state, redraw) {
 // One choice: values is [[name, how many], …].
 export function facet(key, title, values, state, redraw) {
   const wanted = state.get()[key];
+  values = values.filter(([name]) => name); // nothing said is nothing to choose
   if (values.length < 2 && !wanted) return null;
   const shown = open.has(key) ? values : values.filter(([name], i) => i < MOST || name === wanted);
   const choose = (name) => state.set({ [key]: name === wanted ? "" : name, page: "1" });
@@ -31,6 +32,6 @@ export function facet(key, title, values, state, redraw) {
     el("h3", {}, title),
     el("ul", {}, shown.map(([name, n]) =>
       el("li", {}, el("button", { type: "button", "aria-pressed": String(name === wanted), onclick: () => choose(name) },
-        el("bdi", {}, name || "none"), el("small", {}, count(n)))))),
+        el("bdi", {}, name), el("small", {}, count(n)))))),
     left > 0 && el("button", { type: "button", class: "more", onclick: () => redraw(open.add(key)) }, `${count(left)} more`));
 }

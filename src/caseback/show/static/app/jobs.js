@@ -7,7 +7,7 @@ import { el } from "caseback/dom";
 export function jobList(jobs, failed) {
   return jobs.map((job) => el("div", { class: "job" },
     el("div", { class: "what" }, el("b", {}, job.method), " ",
-      job.run ? runLink(job.run, el("bdi", {}, job.run)) : el("span", { class: "soft" }, "no run yet")),
+      job.run ? runLink(job.run, el("bdi", {}, job.run)) : el("span", { class: "soft" }, job.state === "running" ? "no run yet" : "no run was made")),
     state(job), stopButton(job, failed)));
 }
 

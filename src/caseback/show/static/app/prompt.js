@@ -97,6 +97,7 @@ export function page(root) {
       if (mine === asking) reading.classList.add("done");
     } catch (error) {
       if (error.name === "AbortError" || mine !== asking) return;
+      reading.classList.add("stale"); // what stands there is of another prompt
       put(trouble, problem(error));
       put(took);
     }
