@@ -81,6 +81,7 @@ def test_only_whole_finished_runs_are_sent(study, tmp_path):
         ({"spec_dot_json": None}, "no whole run"),
         ({"spec_dot_json": b"{}"}, "no whole run: spec.json is damaged"),
         ({"result_dot_json": None}, "no whole run: it is not finished"),
+        ({"result_dot_json": b"{}"}, "no whole run: result.json is damaged"),
         ({"arrays__sum.safetensors": None}, "a part it was made from is missing"),
         ({"arrays__sum.safetensors": b"no tensors"}, "no whole run: arrays/sum.safetensors is damaged"),
         ({"arrays__more.safetensors": b"no tensors"}, "no whole run: arrays/more.safetensors is damaged"),

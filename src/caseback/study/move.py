@@ -131,6 +131,8 @@ def _verified(draft: Path, path: Path) -> Record:
         found = Record.open(draft)
         if f"{draft.name}"[-4:] != found.spec.digest[:4]:
             raise StudyError("its name does not fit what it asked")
+        if found.status == "damaged" and found.problem:
+            raise found.problem
         if found.status != "finished":
             raise StudyError("it is not finished")
         if found.result["arrays"].keys() - {part.stem for part in draft.glob("arrays/*.safetensors")}:
