@@ -36,7 +36,6 @@ __all__ = [
     "Hypothesis",
     "Input",
     "Node",
-    "TRIVIAL",
     "hypothesis_file",
     "others",
     "read_hypothesis",
@@ -262,10 +261,6 @@ class Hypothesis:
             for name, node in self.nodes.items()
         }
         return {"about": self.about, "output": said(self.output), "nodes": nodes}
-
-
-TRIVIAL = Hypothesis(nodes={}, output=None)
-"""Nothing is claimed, so nothing is exchanged."""
 
 
 def hypothesis_file(name: str | Path | None) -> Path:

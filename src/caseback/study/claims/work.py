@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caseback.circuits.hypothesis import TRIVIAL, Hypothesis
+from caseback.circuits.hypothesis import Hypothesis
 from caseback.circuits.scrub import scrub
 from caseback.core.errors import StudyError
 from caseback.core.progress import Progress
@@ -101,8 +101,6 @@ class Work:
             return judge.effect(clean - values, gap, self.claim.effect, cost + more), None
         if name == "minimality":
             return self._minimality(other, gap, cost)
-        if name == "scrub":
-            self._exchanged()
         random, all_others, drawn = self._random(clean, other)
         if name in CAUSAL:
             values, more = self._own(self.pairs, WAYS[name], WAYS[name])
@@ -129,15 +127,18 @@ class Work:
         return dict(saved.arrays), int(saved.data["forwards"])
 
     def _ends(self, pairs: PairBatch, name: str) -> tuple[np.ndarray, np.ndarray, int]:
-        arrays, cost = self._stage(name, lambda: {"both": self._both(pairs)})
+        """The metric of the run that is explained, and of the one with nothing of it, per pair."""
+        arrays, cost = self._stage(name, lambda: self._both(pairs))
+        if isinstance(hypothesis := self.component.target, Hypothesis):
+            _require_exchanged(hypothesis, arrays["alone"].tolist(), pairs.n)
         return arrays["both"][0], arrays["both"][1], cost
 
-    def _both(self, pairs: PairBatch) -> np.ndarray:
-        """The metric of the run that is explained, and of the one with nothing of it: [run, example]."""
-        if isinstance(self.component.target, Hypothesis):
-            (found,) = scrub(self.model, pairs, [TRIVIAL], draws=EXCHANGES)
-            return np.stack([found.model[0], found.random[0]])
-        return both_runs(self.model, pairs)
+    def _both(self, pairs: PairBatch) -> dict[str, np.ndarray]:
+        if isinstance(hypothesis := self.component.target, Hypothesis):
+            (found,) = scrub(self.model, pairs, [hypothesis], draws=EXCHANGES)
+            alone = np.array([found.alone[name] for name in hypothesis.nodes])
+            return {"both": np.stack([found.model[0], found.random[0]]), "alone": alone}
+        return {"both": both_runs(self.model, pairs)}
 
     def _own(self, pairs: PairBatch, way: Way, name: str) -> tuple[np.ndarray, int]:
         target = [self.component.target]
@@ -185,21 +186,13 @@ class Work:
         return moved, drawn.all, int(saved.data["forwards"]) + drawing
 
     def _exchanged(self) -> dict[str, Any]:
-        """How often nothing was exchanged. Raises StudyError where that is in most draws, for then nothing is tested."""
+        """How often nothing was exchanged."""
         assert isinstance(hypothesis := self.component.target, Hypothesis)
-
-        def counted() -> dict[str, np.ndarray]:
-            (found,) = scrub(self.model, self.pairs, [hypothesis], draws=EXCHANGES)
-            return {"alone": np.array([found.alone[name] for name in hypothesis.nodes])}
-
-        alone = dict(zip(hypothesis.nodes, self._stage("exchanged", counted)[0]["alone"].tolist(), strict=True))
-        if over := [name for name, share in alone.items() if share > MOST_ALONE]:
-            raise StudyError(
-                f"for {alone[over[0]]:.0%} of the draws no other of the {self.pairs.n} prompts agrees with node {over[0]!r} on "
-                f"{', '.join(hypothesis.nodes[over[0]].agree)}, so nothing would be tested; take more pairs (--n), or a feature "
-                "that more prompts share"
-            )
-        rows = [[name, *hypothesis.nodes[name].words, share] for name, share in alone.items()]
+        arrays, _ = self._stage("pairs", lambda: self._both(self.pairs))
+        rows = [
+            [name, *node.words, alone]
+            for (name, node), alone in zip(hypothesis.nodes.items(), arrays["alone"].tolist(), strict=True)
+        ]
         return {
             "title": "What was exchanged",
             "text": "No other agreed: the share of draws for which nothing was exchanged, since no other prompt agreed.",
@@ -313,6 +306,16 @@ class Work:
             + (f" They are {_OTHERS[drawn.all]}." if self.component.kind == "feature" else ""),
             "table": sheet("text component, percent strength", rows),
         }
+
+
+def _require_exchanged(hypothesis: Hypothesis, alone: Sequence[float], n: int) -> None:
+    """Raise StudyError where in most draws nothing was exchanged, for then nothing is tested."""
+    for (name, node), share in zip(hypothesis.nodes.items(), alone, strict=True):
+        if share > MOST_ALONE:
+            raise StudyError(
+                f"for {share:.0%} of the draws no other of the {n} prompts agrees with node {name!r} on {', '.join(node.agree)}, "
+                "so nothing would be tested; take more pairs (--n), or a feature that more prompts share"
+            )
 
 
 def _moved(test: str, values: np.ndarray, clean: np.ndarray, other: np.ndarray) -> np.ndarray:
