@@ -95,3 +95,21 @@ def test_runs_by_words_and_days(study: Study, caseback: Any) -> None:
     assert json.loads(caseback("runs", "--until", "2001-01-01", "--json")[1]) == []
     code, out, err = caseback("runs", "--since", "yesterday")
     assert code == 2 and "give a day as YYYY-MM-DD" in err
+
+
+def test_gc_says_names_of_files_safely(study: Study, caseback: Any) -> None:
+    (study.path / "runs" / "bad\x1b[31m\u202e").mkdir(parents=True)
+    code, out, _ = caseback("gc", "--damaged")
+    assert code == 0 and "bad\N{REPLACEMENT CHARACTER}[31m" in out and "\x1b" not in out and "\u202e" not in out
+    code, out, err = caseback("show", "bad")
+    assert (code, out) == (2, "") and "gc --damaged" in err and "\x1b" not in err and "\u202e" not in err
+    assert caseback("gc", "--damaged", "--yes")[0] == 0 and study.ids() == ()
+
+
+def test_lines_of_events_that_cannot_be_read_are_said(study: Study, caseback: Any) -> None:
+    record = study.run(toy.spec())
+    with (record.path / "events.jsonl").open("a") as events:
+        events.write('{"at": "2')
+    assert caseback("export", "latest", "run.zip")[0] == 0
+    code, _, err = caseback("import", "run.zip", "--study", "other")
+    assert code == 0 and "1 of " in err and "lines of its events.jsonl cannot be read" in err

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+from pathlib import Path
+
 import pytest
 
+from caseback.core.errors import StudyError
 from caseback.study import Spec, Study
 from caseback.study.clean import find_waste, remove
 from caseback.study.resume import locked
@@ -92,3 +98,51 @@ def test_nothing_outside_the_runs_is_deleted(study, tmp_path):
     other.mkdir()
     assert remove(study, [Waste(path=other, why="", bytes=1)]) == 0
     assert other.is_dir()
+
+
+def test_what_does_not_say_what_it_is_goes_when_asked(study, tmp_path):
+    bad, newer, broken, sound = (study.run(toy.spec(steps=n)) for n in (3, 4, 5, 6))
+    (bad.path / "spec.json").write_text("{")
+    body = json.loads((newer.path / "spec.json").read_text())
+    (newer.path / "spec.json").write_text(json.dumps({**body, "format": 7}))
+    (broken.path / "result.json").write_text("{")  # resuming mends it
+    stray, led = study.path / "runs" / "stray", tmp_path / "elsewhere"
+    stray.mkdir()
+    led.mkdir()
+    (led / "kept").write_text("mine")
+    link = study.path / "runs" / "link"
+    link.symlink_to(led)
+    claims = study.path / "claims"
+    claims.mkdir()
+    (claims / "one.json").write_text("{")
+    (claims / "two.json").mkdir()
+    (claims / "new.json").write_text(json.dumps({"format": 7}))
+    for run in (bad.id, "stray"):
+        with pytest.raises(StudyError, match="`caseback gc --damaged` lists .* deletes it with --yes"):
+            study.find(run)
+        assert "gc --damaged" in next(row.note for row in study.runs() if row.id == run)
+    with pytest.raises(StudyError, match="upgrade caseback$"):
+        study.find(newer.id)
+
+    assert find_waste(study, unfinished=True, superseded=True) == ()
+    waste = find_waste(study, damaged=True)
+    assert {one.path for one in waste} == {bad.path, stray, link, claims / "one.json", claims / "two.json"}
+    assert not any("gc --damaged" in one.why for one in waste)
+    remove(study, waste)
+    assert set(study.ids()) == {newer.id, broken.id, sound.id}
+    assert [path.name for path in claims.iterdir()] == ["new.json"]
+    assert (led / "kept").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(study, monkeypatch, number):
+    study.run(toy.spec())
+
+    def refuse(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert find_waste(study, damaged=True) == ()
+    with pytest.raises(StudyError) as said:
+        study.find("latest")
+    assert "gc" not in str(said.value)

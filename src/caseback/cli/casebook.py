@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from caseback.cli.heat import safe
 from caseback.cli.options import Json
 from caseback.cli.runs import Run, StudyFolder, print_table
 from caseback.core.errors import StudyError
@@ -95,6 +96,10 @@ def import_(
     from caseback.study.move import import_run
 
     record = import_run(Study(study), file)
+    if cut := sum(event.kind == "unreadable" for event in record.events):
+        typer.echo(
+            f"{cut} of {len(record.events)} lines of its events.jsonl cannot be read and are passed over", err=True
+        )
     typer.echo(f"run {record.id}")
     typer.echo(f"page {record.report.resolve()}" if record.report else "no page was written")
 
@@ -105,6 +110,9 @@ def gc(
     superseded: Annotated[
         bool, typer.Option("--superseded", help="Also runs whose request was carried out again since.")
     ] = False,
+    damaged: Annotated[
+        bool, typer.Option("--damaged", help="Also runs and claims that do not say any more what they are.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only what would go is listed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -113,13 +121,13 @@ def gc(
     from caseback.study.clean import find_waste, remove
 
     folder = Study(study)
-    waste = find_waste(folder, unfinished=unfinished, superseded=superseded)
+    waste = find_waste(folder, unfinished=unfinished, superseded=superseded, damaged=damaged)
     freed = remove(folder, waste) if yes and waste else 0
     if as_json:
         typer.echo(json.dumps({"waste": [_json(asdict(one)) for one in waste], "freed": freed}))
         return
     for one in waste:
-        typer.echo(f"{one.path.name}  {one.bytes / 1e6:.1f} MB  {one.why}")
+        typer.echo(safe(f"{one.path.name}  {one.bytes / 1e6:.1f} MB  {one.why}"))
     if not waste:
         typer.echo(f"nothing to delete in {folder.path}")
     elif yes:

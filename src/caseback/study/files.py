@@ -29,10 +29,12 @@ __all__ = [
     "FORMAT",
     "Checkpoint",
     "Newer",
+    "NotRead",
     "NotWritten",
     "Saved",
     "cannot_write",
     "discard",
+    "lost",
     "read_checkpoint",
     "read_json",
     "write",
@@ -46,6 +48,10 @@ FORMAT = 1
 
 class NotWritten(StudyError):
     """A file of a study could not be written; nothing of the request is at fault."""
+
+
+class NotRead(StudyError):
+    """A file that the operating system does not let us read: nothing is known of what it holds."""
 
 
 class Newer(StudyError):
@@ -115,10 +121,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def discard(folder: Path) -> None:
     """Delete a run's folder, by a name first that says it is none any more: a kill leaves a run whole or no run."""
+    if folder.is_symlink():
+        folder.unlink()  # what it leads to lies elsewhere and is not ours
+        return
     left = folder if folder.name.startswith(".new-") else folder.with_name(f".new-{folder.name}")
     if left != folder:
         folder.rename(left)
     shutil.rmtree(left)
+
+
+def lost(error: StudyError) -> StudyError:
+    """Of a run or a claim that says no more what it is, the same error with the way out; of one that is whole (`Newer`) or may
+    be (`NotRead`), the error as it is."""
+    if isinstance(error, Newer | NotRead):
+        return error
+    return StudyError(f"{error}; `caseback gc --damaged` lists what cannot be read any more, and deletes it with --yes")
 
 
 def _newer(path: Path, format: int) -> Newer:
@@ -131,8 +148,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """A sealed JSON object; StudyError where it is missing, damaged or from a newer caseback."""
     try:
         body = json.loads(path.read_bytes())
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise StudyError(f"{path} cannot be read ({error.strerror})") from error
+    except OSError as error:
+        raise NotRead(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is damaged (it is not JSON: {error})") from error
     if not isinstance(body, dict) or not isinstance(body.get("format"), int):

@@ -29,7 +29,18 @@ from caseback.core.errors import CasebackError, StudyError
 from caseback.core.memory import TOO_MUCH, ran_out
 from caseback.core.progress import Progress, silent
 from caseback.core.provenance import environment, versions
-from caseback.study.files import Checkpoint, Newer, Saved, cannot_write, discard, read_checkpoint, read_json, write_json
+from caseback.study.files import (
+    Checkpoint,
+    Newer,
+    NotRead,
+    Saved,
+    cannot_write,
+    discard,
+    lost,
+    read_checkpoint,
+    read_json,
+    write_json,
+)
 from caseback.study.index import EVERY, Filter, Row, delete, rows
 from caseback.study.resume import Cost, Event, Interrupted, RunFolder, cost, is_locked, locked, read_events
 from caseback.study.spec import Asked, Method, Spec
@@ -91,14 +102,13 @@ class Record:
     @cached_property
     def result(self) -> Mapping[str, Any]:
         """result.json: `table`, `details`, `arrays`, `cost`."""
-        if not (self.path / "result.json").exists():
+        path = self.path / "result.json"
+        if not path.exists():
             raise StudyError(f"run {self.id} has no result yet; `caseback resume {self.id}` goes on with it")
         try:
-            body = read_json(self.path / "result.json")
-            if not all(isinstance(body[part], dict) for part in ("table", "details", "arrays", "cost")):
-                raise StudyError(f"{self.path / 'result.json'} is damaged (a part is missing)")
-        except KeyError as error:
-            raise StudyError(f"{self.path / 'result.json'} is damaged (it has no {error})") from error
+            body = read_json(path)
+            if not all(isinstance(body.get(part), dict) for part in ("table", "details", "arrays", "cost")):
+                raise StudyError(f"{path} is damaged (a part is missing)")
         except Newer:
             raise
         except StudyError as error:
@@ -122,9 +132,16 @@ class Record:
         """What a stage saved: its arrays and data."""
         path = self.path / "arrays" / f"{name}.safetensors"
         if not path.exists():
+            if self.status == "finished" and name in self.result["arrays"]:
+                raise StudyError(f"{path} is missing; `caseback resume {self.id}` computes it again")
             there = sorted(p.stem for p in path.parent.glob("*.safetensors"))
             raise StudyError(f"run {self.id} has saved no stage {name!r}; it has: {', '.join(there) or 'none'}")
-        return read_checkpoint(path, owner=self.spec.digest).state
+        try:
+            return read_checkpoint(path, owner=self.spec.digest).state
+        except Newer:
+            raise
+        except StudyError as error:
+            raise StudyError(f"{error}; `caseback resume {self.id}` computes it again") from error
 
     def saved(self) -> dict[str, Saved]:
         """Every stage on disk with its steps done and in all; a damaged one, which will be computed again, is left out."""
@@ -248,7 +265,12 @@ class Study:
             )
         fitting = [ids[-1]] if run == "latest" else [run] if run in ids else [i for i in ids if i.startswith(run)]
         if len(fitting) == 1:
-            return Record.open(self._runs / fitting[0])
+            try:
+                return Record.open(self._runs / fitting[0])
+            except (Newer, NotRead):
+                raise
+            except StudyError as error:
+                raise lost(error) from error
         shown = ", ".join((fitting or ids)[-5:])
         if fitting:
             raise StudyError(f"{run!r} is the beginning of {len(fitting)} runs ({shown}); give more of the id")
@@ -297,7 +319,9 @@ class Study:
         try:
             record = Record.open(self._runs / run)
         except StudyError as error:
-            return Row(id=run, method="", model="", task="", created="", status="damaged", headline={}, note=str(error))
+            return Row(
+                id=run, method="", model="", task="", created="", status="damaged", headline={}, note=str(lost(error))
+            )
         spec, status, note = record.spec, record.status, ""
         headline: dict[str, Any] = {}
         if status == "finished":

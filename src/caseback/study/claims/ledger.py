@@ -27,7 +27,7 @@ from caseback.study.circuit import CircuitConfig, data_hash
 from caseback.study.claims.component import Component, where
 from caseback.study.claims.kinds import read_component
 from caseback.study.claims.rule import CAUSAL, Status, status_of, verdict_of
-from caseback.study.files import cannot_write, read_json, write_json
+from caseback.study.files import Newer, NotRead, cannot_write, lost, read_json, write_json
 from caseback.study.judged import prompts_of
 from caseback.study.readings.of_tuned import read_texts
 from caseback.study.relation import RelationConfig
@@ -311,6 +311,15 @@ _TUPLES = ("attends", "effect", "causal", "active_on")
 
 
 def _read(path: Path) -> Claim:
+    try:
+        return _parsed(path)
+    except (Newer, NotRead):
+        raise
+    except StudyError as error:
+        raise lost(error) from error
+
+
+def _parsed(path: Path) -> Claim:
     body = read_json(path)
     try:
         found = body["found_on"]
