@@ -81,7 +81,9 @@ def test_only_whole_finished_runs_are_sent(study, tmp_path):
         ({"spec_dot_json": None}, "no whole run"),
         ({"spec_dot_json": b"{}"}, "no whole run: spec.json is damaged"),
         ({"result_dot_json": None}, "no whole run: it is not finished"),
-        ({"result_dot_json": b"{}"}, "no whole run: result.json is damaged"),
+        ({"result_dot_json": b"{}"}, "no whole run: result.json is damaged .it does not say its format.$"),
+        ({"events_dot_jsonl": b"nonsense"}, "no whole run: events.jsonl has no line that can be read"),
+        ({"events_dot_jsonl": None}, "no whole run: events.jsonl has no line that can be read"),
         ({"arrays__sum.safetensors": None}, "a part it was made from is missing"),
         ({"arrays__sum.safetensors": b"no tensors"}, "no whole run: arrays/sum.safetensors is damaged"),
         ({"arrays__more.safetensors": b"no tensors"}, "no whole run: arrays/more.safetensors is damaged"),
@@ -166,3 +168,23 @@ def test_a_file_that_is_there_is_not_written_over(study, tmp_path):
         export_run(record, there)
     assert there.read_text() == "precious"
     assert zipfile.is_zipfile(export_run(record, there, force=True))
+
+
+def test_a_result_that_was_changed_does_not_match_its_seal(study, theirs, file):
+    content = (study.find("latest").path / "result.json").read_bytes()
+    with pytest.raises(StudyError, match=r"no whole run: result.json is damaged .*does not match its SHA-256\)$"):
+        import_run(theirs, changed(file, result_dot_json=content.replace(b'"n": 4', b'"n": 5')))
+    assert theirs.ids() == ()
+
+
+def test_a_run_with_a_torn_line_is_taken_in(study, theirs, file):
+    content = (study.find("latest").path / "events.jsonl").read_bytes()
+    found = import_run(theirs, changed(file, events_dot_jsonl=content + b'{"at": "2'))
+    assert found.events[-1].kind == "unreadable"
+
+
+def test_a_run_with_a_broken_result_says_how_to_mend_it(study, tmp_path):
+    record = study.run(toy.spec())
+    (record.path / "result.json").write_text("{")
+    with pytest.raises(StudyError, match=f"result.json is damaged .*`caseback resume {record.id}`"):
+        export_run(Record.open(record.path), tmp_path / "run.zip")

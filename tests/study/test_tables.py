@@ -12,9 +12,9 @@ import pytest
 
 from caseback.core import registry
 from caseback.core.errors import StudyError
-from caseback.study import Checkpoint, Spec, Study
+from caseback.study import Checkpoint, Record, Spec, Study
 from caseback.study.finding import sheet
-from caseback.study.tables import frame, tables, to_csv, to_jsonl
+from caseback.study.tables import frame, named, tables, to_csv, to_jsonl
 
 from . import toy
 
@@ -91,3 +91,27 @@ def test_frames_where_they_are_installed(record, monkeypatch):
         frame(tables(record)["Both-2"], "polars")
     with pytest.raises(StudyError, match="no frames of 'excel'; there are: pandas, polars"):
         frame(tables(record)["Both-2"], "excel")
+
+
+def test_the_beginning_of_a_name_is_enough(record):
+    assert named(record, "Both").name == "Both"
+    assert named(record, "both-").name == "Both-2"
+    with pytest.raises(StudyError, match=r"'bo' is the beginning of 2 tables \(Both, Both-2\)"):
+        named(record, "bo")
+    with pytest.raises(StudyError, match="no table 'x'; it has: Both, Both-2"):
+        named(record, "x")
+
+
+def test_a_damaged_run_has_no_tables(record):
+    view = record.path / "arrays" / "view.safetensors"
+    content = view.read_bytes()
+    view.write_bytes(content[:-1])
+    with pytest.raises(StudyError, match=f"view.safetensors is damaged .*`caseback resume {record.id}`"):
+        tables(Record.open(record.path))
+    view.unlink()
+    with pytest.raises(StudyError, match=f"view.safetensors is missing; `caseback resume {record.id}`"):
+        tables(Record.open(record.path))
+    view.write_bytes(content)
+    (record.path / "result.json").write_text("{}")
+    with pytest.raises(StudyError, match=f"result.json is damaged .*`caseback resume {record.id}`"):
+        tables(Record.open(record.path))

@@ -36,6 +36,8 @@ _BROKEN = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError)
 def export_run(record: Record, path: Path, *, force: bool = False) -> Path:
     """Write a finished run to a zip file, whole or not at all; StudyError where it is not finished, damaged, or the
     file cannot be written or (without `force`) is there."""
+    if record.problem and record.status == "damaged":
+        raise record.problem
     if record.status != "finished":
         raise StudyError(
             f"run {record.id} is {record.status}; only a finished run is sent, and `caseback resume {record.id}` finishes it"
@@ -131,15 +133,17 @@ def _verified(draft: Path, path: Path) -> Record:
         found = Record.open(draft)
         if f"{draft.name}"[-4:] != found.spec.digest[:4]:
             raise StudyError("its name does not fit what it asked")
-        if found.status == "damaged" and found.problem:
-            raise found.problem
-        if found.status != "finished":
+        if not (draft / "result.json").exists():
             raise StudyError("it is not finished")
+        if problem := found.problem:
+            raise StudyError(str(problem.__cause__ or problem))  # without the way out of a run of one's own
         if found.result["arrays"].keys() - {part.stem for part in draft.glob("arrays/*.safetensors")}:
             raise StudyError("a part it was made from is missing")
         if damage := found.damage():
             raise StudyError(damage[0])
         _ = found.environment
+        if all(event.kind == "unreadable" for event in found.events):
+            raise StudyError("events.jsonl has no line that can be read")
         numbers = found.table["seconds"], found.table["peak_memory_mb"]
         if not all(isinstance(number, int | float) for number in numbers):
             raise StudyError("what it cost is no number")

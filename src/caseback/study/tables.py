@@ -38,7 +38,7 @@ class Table:
 
 def tables(record: Record) -> dict[str, Table]:
     """All tables of a finished run, by name; StudyError where the run is not finished or damaged."""
-    view = record.stage("view").data if "view" in record.saved() else {}
+    view = record.stage("view").data if "view" in record.result["arrays"] else {}
     if "sections" in view:
         shown = [section for section in view["sections"] if section.get("table")]
         found = [Table(name=section["title"], columns=_columns(section["table"])) for section in shown]
@@ -58,11 +58,17 @@ def tables(record: Record) -> dict[str, Table]:
 
 
 def named(record: Record, name: str) -> Table:
-    """One table of a run; StudyError with those there are."""
+    """One table of a run, by its name or the beginning of one only (upper and lower case alike); StudyError with those there
+    are."""
     found = tables(record)
-    if name not in found:
-        raise StudyError(f"run {record.id} has no table {name!r}; it has: {', '.join(found) or 'none'}")
-    return found[name]
+    fitting = [name] if name in found else [each for each in found if each.casefold().startswith(name.casefold())]
+    if len(fitting) == 1:
+        return found[fitting[0]]
+    if fitting:
+        raise StudyError(
+            f"{name!r} is the beginning of {len(fitting)} tables ({', '.join(fitting)}); give more of the name"
+        )
+    raise StudyError(f"run {record.id} has no table {name!r}; it has: {', '.join(found) or 'none'}")
 
 
 def _columns(table: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
