@@ -148,3 +148,10 @@ def test_hostile_words_stay_words(claim: Run) -> None:
     assert code == 0 and "\x1b" not in out
     page = (Study().path / "claims").glob("*.html")
     assert "<script>alert" not in next(page).read_text("utf-8")
+
+
+def test_a_claim_without_tests_shows_no_empty_table(claim: Run) -> None:
+    claim("new", "z.1.2@end", SAID, "--task", "t.jsonl")
+    code, out, _ = claim("show", "latest")
+    assert code == 0 and SAID in out and "verdict" not in out
+    assert "Value error" not in claim("new", "z.1.2@end", SAID, "--says", "maybe")[2]

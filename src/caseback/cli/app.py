@@ -96,6 +96,9 @@ class _Lazy(TyperGroup):
             if str(stopped):  # a run that can be resumed says how
                 print(f"\ncaseback: {stopped}", file=sys.stderr)
             raise
+        except typer.BadParameter as wrong:
+            wrong.message = safe(wrong.message.removeprefix("Value error, "))  # the words of a library that checks it
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):

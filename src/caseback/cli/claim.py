@@ -251,9 +251,10 @@ def show(claim: Name, out: Out = None, as_json: Json = False) -> None:
         return
     view = payload(found)
     typer.echo(f"{safe(view['claim'])}\n")
-    for line in lines(view["sections"][0]["table"]):
-        typer.echo(line)
-    typer.echo("")
+    if found.tests:
+        for line in lines(view["sections"][0]["table"]):
+            typer.echo(line)
+        typer.echo("")
     for number, run, data, pairs, forwards in view["sections"][1]["table"]["rows"]:
         typer.echo(f"run {number:.0f}: {safe(run)}")
         typer.echo(f"       {safe(data)}; {f'{pairs} pairs; ' if pairs else ''}{forwards:,} prompts run")
