@@ -171,6 +171,7 @@ def test_a_study_is_begun_and_found_in_the_casebook(client: TestClient, place: P
         ({"method": "circuit", "params": {"task": "nosuch"}}, "there is neither a task nor a file 'nosuch'; tasks are"),
         ({"method": "dla", "params": {"task": "ioi", "n": -5}}, "2 pairs or more are looked at, not -5"),
         ({"method": "lens", "params": {"prompt": ""}}, "the prompt is empty"),
+        ({"method": "lens", "params": {"prompt": "x", "tuned": "/nope"}}, "/nope cannot be read: No such file"),
         ({"method": "heads", "params": {"model": "/nope"}}, "there is no file or folder /nope"),
     ],
 )

@@ -160,12 +160,46 @@ def test_it_is_searched_filtered_sorted_and_paged(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    ["sort=id", "size=0", "size=201", "page=0", "page=-1", "page=x", "page=%C2%B2", "nosuch=1", "size=99999999"],
+    ["sort=id", "size=0", "size=201", "page=0", "page=x", "page=%C2%B2", "nosuch=1", "size=99999999"],
 )
 def test_a_list_that_cannot_be_is_refused_in_a_sentence(client: TestClient, asked: str) -> None:
     answer = client.get(f"/api/runs?{asked}")
     assert answer.status_code == 400
     assert len(answer.json()["error"]) > 20
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("runs?since=foo", "since is 'foo'; give a day as YYYY-MM-DD"),
+        ("runs?until=2026-02-30", "until is '2026-02-30'; give a day as YYYY-MM-DD"),
+        ("runs?status=nope", "no run is 'nope'; runs are finished, running"),
+        ("runs?down=maybe", "down is true or false, not 'maybe'"),
+        ("runs?page=-1", "page is a whole number from 1 on, not '-1'"),
+        ("claims?status=zz", "the list of claims is told whole; it is not asked for 'status'"),
+        ("compare", "two runs are compared; give their ids as a and b"),
+        ("compare?a=x", "two runs are compared; give their ids as a and b"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(client: TestClient, path: str, said: str) -> None:
+    answer = client.get(f"/api/{path}")
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["runs/x/resume", "runs/x/stop", "jobs/x/cancel"])
+def test_a_post_takes_nothing_it_does_not_know(client: TestClient, path: str) -> None:
+    answer = client.post(f"/api/{path}", json={"force": True})
+    assert answer.status_code == 400
+    assert answer.json()["error"].endswith("'force'")
+
+
+def test_an_address_without_a_page_is_answered_with_the_shell(client: TestClient) -> None:
+    for path in ("/zzz", "/run/a/b", "/constructor"):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert answer.text == client.get("/").text
+    assert client.get("/api/zzz").json() == {"error": "Not Found"}
 
 
 @pytest.mark.parametrize(

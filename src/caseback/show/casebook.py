@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any
 
 from caseback.core import registry
@@ -26,6 +27,7 @@ PAGE = 50
 MOST = 200
 """Rows of a page at most."""
 FACETS = ("method", "model", "task", "status")
+STATUSES = ("finished", "running", "interrupted", "failed", "unfinished", "damaged")
 SORTS = ("created", *FACETS)
 EVENTS = 400
 """The last events of a run that its page shows."""
@@ -57,11 +59,16 @@ class Asked:
 
 def list_runs(study: Study, asked: Asked) -> dict[str, Any]:
     """One page of the list, how many there are in all, and for every facet its values with their counts under the other
-    facets' choices. Raises StudyError for an order or a page there is not."""
+    facets' choices. Raises StudyError for an order, a page, a day or a status there is not."""
     if asked.sort not in SORTS:
         raise StudyError(f"runs are sorted by {', '.join(SORTS)}, not by {asked.sort!r}")
     if not (1 <= asked.size <= MOST and asked.page >= 1):
         raise StudyError(f"a page is numbered from 1 and holds 1 to {MOST} runs")
+    for name in ("since", "until"):
+        if (day := getattr(asked, name)) and not _is_day(day):
+            raise StudyError(f"{name} is {day!r:.80}; give a day as YYYY-MM-DD")
+    if asked.status and asked.status not in STATUSES:
+        raise StudyError(f"no run is {asked.status!r:.80}; runs are {', '.join(STATUSES)}")
     rows = study.runs(Filter(words=asked.words or None, since=asked.since or None, until=asked.until or None))
     chosen = {name: wanted for name in FACETS if (wanted := getattr(asked, name))}
 
@@ -86,6 +93,13 @@ def list_runs(study: Study, asked: Asked) -> dict[str, Any]:
             name: sorted(counts.items(), key=lambda item: (-item[1], item[0])) for name, counts in facets.items()
         },
     }
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _row(row: Row) -> dict[str, Any]:

@@ -70,7 +70,10 @@ class Jobs:
     def start(self, method: str, params: Mapping[str, Any], *, force: bool = False) -> dict[str, Any]:
         """Begin a study, or reopen the run of the same request. Raises StudyError, or the method's own error, for settings
         that do not fit, before a process is begun."""
-        config_of(method, params)
+        try:
+            config_of(method, params)
+        except OSError as error:
+            raise StudyError(f"{error.filename or method} cannot be read: {error.strerror or error}") from error
         return self._begin({"method": method, "params": dict(params), "force": force}, {"method": method})
 
     def resume(self, run: str) -> dict[str, Any]:

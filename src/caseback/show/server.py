@@ -2,6 +2,7 @@
 
     /  /run/ID  /compare  /claims  /claims/ID  /prompt  /new
                                             one shell; its script draws the page its address names
+    any other address                       the shell as well, with 404: it says that there is no such page
     /static/...                             the modules and style sheets, read once, served by name
     /api/...                                JSON, server-sent events for what goes on, NDJSON for the prompt
 
@@ -21,7 +22,7 @@ import secrets
 import signal
 import socket
 import webbrowser
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from dataclasses import fields
 from functools import cache
 from importlib import resources
@@ -165,9 +166,12 @@ class _App:
 
     async def compare(self, request: Request) -> Response:
         a, b = (request.query_params.get(side, "") for side in "ab")
+        if not (a and b) or len(request.query_params) > 2:
+            raise StudyError("two runs are compared; give their ids as a and b: /api/compare?a=RUN&b=RUN")
         return await _json(casebook.compared, self.study, a, b)
 
     async def claims(self, request: Request) -> Response:
+        _only(request.query_params, (), "the list of claims is told whole; it is not asked for")
         return await _json(claims.list_claims, self.study)
 
     async def claim(self, request: Request) -> Response:
@@ -189,20 +193,26 @@ class _App:
 
     async def start(self, request: Request) -> Response:
         body = await request.json()
-        unknown = sorted(body.keys() - {"method", "params", "force"})
+        _only(
+            body,
+            ("method", "params", "force"),
+            "a study is begun with a method, its params and, to do it again, force, not",
+        )
         method, params, force = body.get("method"), body.get("params", {}), body.get("force", False)
-        if unknown or not (isinstance(method, str) and isinstance(params, dict) and isinstance(force, bool)):
-            what = f", not {unknown[0]!r:.80}" if unknown else ""
-            raise StudyError(f"a study is begun with a method, its params and, to do it again, force{what}")
+        if not (isinstance(method, str) and isinstance(params, dict) and isinstance(force, bool)):
+            raise StudyError("a study is begun with a method, its params and, to do it again, force")
         return await _json(lambda: self.jobs.start(method, params, force=force))
 
     async def cancel(self, request: Request) -> Response:
+        _only(await request.json(), (), "a job is stopped without")
         return await _json(self.jobs.cancel, request.path_params["job"])
 
     async def resume(self, request: Request) -> Response:
+        _only(await request.json(), (), "a run is gone on with as it was asked, without")
         return await _json(self.jobs.resume, request.path_params["run"])
 
     async def stop(self, request: Request) -> Response:
+        _only(await request.json(), (), "a run is stopped without")
         return await _json(lambda: {"process": stop(casebook.find(self.study, request.path_params["run"]))})
 
     async def prompt(self, request: Request) -> Response:
@@ -286,6 +296,12 @@ async def _json(function: Callable[..., Any], *arguments: Any) -> Response:
     return Response(await run_in_threadpool(made), media_type="application/json")
 
 
+def _only(given: Iterable[str], known: Collection[str], sentence: str) -> None:
+    """StudyError for a name that is not known; the name ends the sentence."""
+    if unknown := sorted(set(given) - set(known)):
+        raise StudyError(f"{sentence} {unknown[0]!r:.80}")
+
+
 def _asked(request: Request) -> casebook.Asked:
     """The query of a list; StudyError for what it does not know."""
     given = dict(request.query_params)
@@ -296,9 +312,11 @@ def _asked(request: Request) -> casebook.Asked:
             raise StudyError(f"a list of runs is not asked for {name!r}; it is for {', '.join(known)}")
         if known[name] is int:
             if not (text.isascii() and text.isdigit() and len(text) < 7):
-                raise StudyError(f"{name} is a number, not {text!r}")
+                raise StudyError(f"{name} is a whole number from 1 on, not {text!r:.80}")
             values[name] = int(text)
         else:
+            if known[name] is bool and text not in ("true", "false"):
+                raise StudyError(f"{name} is true or false, not {text!r:.80}")
             values[name] = text == "true" if known[name] is bool else text
     return casebook.Asked(**values)
 
@@ -306,6 +324,8 @@ def _asked(request: Request) -> casebook.Asked:
 async def _refused(request: Request, error: Exception) -> Response:
     """A request that cannot be carried out, in one sentence."""
     if isinstance(error, HTTPException):
+        if error.status_code == 404 and not request.url.path.startswith(("/api/", "/static/")):
+            return HTMLResponse(_shell()[0], 404)
         return JSONResponse({"error": error.detail}, error.status_code)
     return JSONResponse(
         {"error": str(error)}, 404 if isinstance(error, casebook.NoSuchRun | claims.NoSuchClaim) else 400
