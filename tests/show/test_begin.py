@@ -74,6 +74,20 @@ def test_a_form_says_what_a_config_says() -> None:
     assert fields["seed"]["common"] and fields["seed"]["doc"] == "Of all that is drawn."
 
 
+def test_what_a_form_says_is_said_to_readers() -> None:
+    def each(fields: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for field in fields:
+            yield field
+            yield from each(field.get("fields", []))
+
+    for form in forms.forms():
+        for field in each(form["fields"]):
+            where = f"{form['method']}.{field['name']}: {field['doc']}"
+            assert field["doc"], where
+            assert "()" not in field["doc"] and "None" not in field["doc"], where
+            assert all(code.startswith("caseback ") for code in field["doc"].split("`")[1::2]), where
+
+
 def test_every_method_has_a_form_whose_defaults_it_takes() -> None:
     made = forms.forms()
     assert {form["method"] for form in made} >= {"circuit", "lens", "relation", "patch", "heads"}

@@ -74,7 +74,8 @@ def _field(one: Any, hint: Any, doc: str) -> dict[str, Any]:
     doc = re.sub(r"\bNone\b", "not set", doc)
     about = {"name": one.name, "doc": doc, "needed": needed, "common": one.name in COMMON}
     if dataclasses.is_dataclass(hint):
-        return {**about, "kind": "group", "fields": fields_of(hint), "default": None}
+        inner = [field for field in fields_of(hint) if field["name"] != "seed"]  # the run's own takes its place
+        return {**about, "kind": "group", "fields": inner, "default": None}
     kind, more = _kind(hint)
     return {**about, "kind": kind, **more, **_suggested(one.name), "default": plain(default)}
 

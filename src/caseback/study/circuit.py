@@ -30,7 +30,10 @@ __all__ = ["METHOD", "CircuitConfig", "Kept", "circuit_of", "circuit_spec", "dat
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitConfig:
-    """All a resumed run needs to begin where it stopped."""
+    """The edges that carry a task's answer: scored and chosen on one half of the pairs, measured on the other.
+
+    Holds all a resumed run needs to begin where it stopped.
+    """
 
     task: str
     """A library task's name, or a file of pairs."""
@@ -39,13 +42,13 @@ class CircuitConfig:
     seed: int = 0
     """Of the task's generator."""
     model: str | None = None
-    """As given to `load`; None is the default model."""
+    """Hub repository, folder or .gguf file; None: the default model."""
     dtype: str = "float32"
     device: str = "cpu"
     schema: str | None = None
     """A schema file whose spans replace the task's; "none" ignores positions, "tokens" makes every token position a span."""
     discover: DiscoverConfig = field(default_factory=DiscoverConfig)
-    """Its seed is that of the run."""
+    """How edges are scored, chosen and measured; the seed is that of the run."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "discover", replace(self.discover, seed=self.seed))

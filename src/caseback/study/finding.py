@@ -47,7 +47,7 @@ class LookingConfig:
     """What every method that looks at a model is told."""
 
     model: str | None = None
-    """As given to `load`; None is the default model."""
+    """Hub repository, folder or .gguf file; None: the default model."""
     seed: int = 0
     """Of all that is drawn."""
     dtype: str = "float32"

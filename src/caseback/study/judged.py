@@ -46,7 +46,7 @@ class UsesConfig(LookingConfig):
     judged: tuple[str, ...] = ()
     """Ids of the relation runs whose operators are used, one a relation; none yet where they are still to be judged."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """How they are judged then; its seed is that of the run."""
+    """How operators are judged that no run in the study has judged yet; the seed is that of the run."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "judge", replace(self.judge, seed=self.seed))

@@ -44,7 +44,7 @@ class RelationConfig(LookingConfig):
     splits: int = 1
     """Draws of training samples; the whole study is done for each."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """Its seed is that of the run."""
+    """How the operator is estimated and judged; the seed is that of the run."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "judge", replace(self.judge, seed=self.seed))

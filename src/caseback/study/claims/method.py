@@ -41,8 +41,9 @@ class ClaimTestConfig(LookingConfig):
     tests: tuple[str, ...] = ()
     """predict, effect, sufficiency, necessity, scrub, minimality, specificity, adversarial: those that are carried out."""
     adversarial: str | None = None
-    """A task or file in which the description says the same, or with `flips` the opposite."""
+    """A task or file in which the description says the same; or the opposite, where flips is set."""
     flips: bool = False
+    """The adversarial pairs say the opposite."""
     texts: str | None = None
     """A .txt file (a text a line) or a .jsonl file ("text"): where a claim of words it is active on is looked at."""
     randoms: int = 60

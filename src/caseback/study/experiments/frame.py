@@ -39,7 +39,7 @@ class ExperimentConfig:
     n: int | None = None
     """Pairs, both splits together; None: all of a file, the library's default otherwise."""
     model: str | None = None
-    """As given to `load`; None is the default model."""
+    """Hub repository, folder or .gguf file; None: the default model."""
     reference: Reference = "counterfactual"
     """What a removed edge carries."""
     seed: int = 0

@@ -60,6 +60,7 @@ class SchemasConfig(ExperimentConfig):
     proposed: str | None = None
     """A schema file of `caseback schema propose` (or of any origin), as a further curve."""
     steps: int = 1
+    """Gradient points: 1 is EAP, more is EAP-IG (inputs)."""
     points: int = 10
     """Sizes on each curve."""
     draws: int = 1

@@ -38,9 +38,9 @@ class AttentionConfig(PromptConfig):
     """One prompt, and the heads whose attention is shown."""
 
     heads: tuple[str, ...] = ()
-    """Heads (LAYER.HEAD) shown one by one; (): those that take most at the last token."""
+    """Heads shown one by one, as LAYER.HEAD; none: those that take most at the last token."""
     layers: tuple[int, ...] = ()
-    """Layers of the overview; (): all that have attention."""
+    """Layers of the overview; none: all that have attention."""
 
 
 def attention(config: AttentionConfig, model: Model, stages: Stages, progress: Progress) -> Finding:

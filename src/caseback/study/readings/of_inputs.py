@@ -28,6 +28,7 @@ class InputConfig(PromptConfig):
     foil: str | None = None
     """Word it is compared with; None: the logit alone."""
     methods: tuple[str, ...] = METHODS
+    """gradient, integrated, occlusion: those that are compared."""
     steps: int = 64
     """Points of integrated gradients."""
 

@@ -91,7 +91,7 @@ class LensConfig(PromptConfig):
     answers: tuple[str, ...] = ()
     """Words whose first tokens are followed, as they stand after a space."""
     tuned: str | None = None
-    """A file of translators (`caseback.reading.tuned.save_tuned`); None: the logit lens."""
+    """The file of a tuned lens; None: the logit lens."""
 
     def data(self) -> str | None:
         """SHA-256 of the translators."""

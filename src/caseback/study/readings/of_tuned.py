@@ -44,7 +44,7 @@ class TuneConfig(LookingConfig):
     length: int = 64
     """Tokens of a text; the rest of a longer one is left out."""
     tuned: TunedConfig = field(default_factory=TunedConfig)
-    """Its seed is this config's."""
+    """How it is trained; the seed is that of the run."""
 
     def __post_init__(self) -> None:
         if self.length < 2 or (self.n is not None and self.n < 3):

@@ -26,7 +26,7 @@ class UseConfig(UsesConfig):
     relation: str
     """A library relation's name, or a file."""
     layer: int | None = None
-    """Of the operator; None: one between a third and two thirds of the model (`Judged.middle`)."""
+    """Of the operator; None: one between a third and two thirds of the model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
