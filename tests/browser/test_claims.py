@@ -81,7 +81,7 @@ def test_the_ledger_is_narrowed_and_its_address_says_so(app: App, open_page: Ope
     page = open_page("/claims", "tr[data-claim]")
     assert len(listed(page)) == 3
     signs = dict.fromkeys(page.locator("tbody .of-status").all_inner_texts())
-    assert [text.split() for text in signs] == [["○", "hypothesis"], ["✕", "refuted"], ["✓", "supported"]]
+    assert sorted(text.split() for text in signs) == [["○", "hypothesis"], ["✓", "supported"], ["✕", "refuted"]]
     assert "4 tests in 1 run" in page.inner_text("tbody")
     page.click(".facet button:has-text('refuted')")
     until(page, lambda: listed(page) == [named(app, "z.1.1")] and "status=refuted" in page.url)
@@ -106,13 +106,29 @@ def test_the_keyboard_reaches_a_claim_and_comes_back(app: App, open_page: Open) 
     assert page.evaluate("document.activeElement.id") == "search"
     page.keyboard.press("ArrowDown")
     page.keyboard.press("j")
-    assert page.evaluate("document.activeElement.closest('tr').dataset.claim") == listed(page)[1]
+    second = listed(page)[1]
+    assert page.evaluate("document.activeElement.closest('tr').dataset.claim") == second
     page.keyboard.press("Enter")
     page.wait_for_selector(".standing")
-    assert page.url.endswith(named(app, "z.1.1"))
+    assert page.url.endswith(second)
     page.keyboard.press("Escape")
     page.wait_for_selector("tr[data-claim]")
     assert page.url.endswith("/claims")
+
+
+def test_runs_and_forms_name_a_claim_by_what_it_says(app: App, open_page: Open) -> None:
+    whole = f"z.1.2@end: {SAID}"
+    page = open_page("/#status=finished", "tr[data-run]")
+    assert whole in page.locator("tbody .of-run a").all_inner_texts()
+    page.click(f"text={whole} >> nth=0")
+    page.wait_for_selector(".record dl")
+    assert page.inner_text("h1") == whole and page.title().startswith(whole)
+    form = open_page("/new#method=claim-test", "form .field")
+    offered = form.locator("#field-claim-list option")
+    assert offered.count() == 3
+    assert {offered.nth(i).get_attribute("value"): offered.nth(i).get_attribute("label") for i in range(3)}[
+        named(app, "z.1.2")
+    ] == whole
 
 
 def test_a_claim_says_what_its_tests_found(app: App, open_page: Open) -> None:
@@ -187,5 +203,9 @@ def test_a_damaged_claim_is_listed_and_said(app: App, open_page: Open) -> None:
     try:
         page = open_page("/claims#status=damaged", "tr[data-claim]")
         assert listed(page) == ["broken"] and "damaged" in page.inner_text("tbody")
+        whole = open_page("/claims", "tr[data-claim]")
+        facets = whole.locator(".facet button").all_inner_texts()
+        assert facets and not any("none" in text for text in facets)
+        assert whole.locator(".facet button[aria-pressed=true]").count() == 0
     finally:
         path.unlink()

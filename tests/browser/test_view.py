@@ -215,6 +215,42 @@ def test_the_keyboard_reaches_a_run_and_comes_back(open_page: Open) -> None:
     page.wait_for_selector("tr[data-run]")
 
 
+def test_what_is_marked_stays_marked_when_the_search_is_left(app: App, open_page: Open) -> None:
+    page = open_page("/", "tr[data-run]")
+    page.fill("#search", "friend")
+    until(page, lambda: len(rows(page)) == 2 and "words=friend" in page.url)
+    for box in page.locator("tr[data-run] input").all():
+        box.check()
+    page.wait_for_selector(".compare-bar a")
+    page.focus("#search")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement === document.body")
+    page.keyboard.press("Escape")
+    assert page.input_value("#search") == "friend"
+    page.keyboard.press("c")
+    page.wait_for_selector(".changes")
+
+
+def test_an_address_without_a_page_says_so(browser: Any, app: App) -> None:
+    for path in ("/zzz", "/run", "/run/a/b", "/claims/a/b", "/constructor"):
+        page = browser.new_page()
+        page.goto(f"{app.address}{path}#token={TOKEN}")
+        page.wait_for_selector(".problem")
+        assert page.inner_text(".problem") == "There is no such page."
+        page.click("#page a")
+        page.wait_for_selector("tr[data-run]")
+        page.close()
+
+
+def test_a_narrow_table_is_not_cut(app: App, open_page: Open) -> None:
+    lenses = [row.id for row in app.study.runs() if row.method == "lens" and row.task.startswith("the friend")]
+    for path in (f"/run/{lenses[0]}", f"/compare#a={lenses[0]}&b={lenses[1]}"):
+        page = open_page(path, ".scroll", size=NARROW)
+        heights = "[...document.querySelectorAll('.scroll')].map((box) => [box.scrollHeight, box.clientHeight])"
+        sizes = page.evaluate(heights)
+        assert sizes and all(whole == seen for whole, seen in sizes)
+
+
 def test_two_marked_runs_are_compared(app: App, open_page: Open) -> None:
     page = open_page("/#words=friend", "tr[data-run]")
     page.focus("tr[data-run] a")
@@ -329,6 +365,8 @@ def test_a_study_is_begun_from_its_form(app: App, open_page: Open) -> None:
     page.click(".job a")
     page.wait_for_selector(".heat .cell")
     assert "subject2" in page.inner_text("h1")
+    files = app.study.find(page.url.split("/run/")[1]).spec.model["files"]
+    assert files and all(page.inner_text("#page").count(sha) == 1 for sha in set(files.values()))
 
 
 # --- the gate, as a reader meets it -------------------------------------------------------------------------------------

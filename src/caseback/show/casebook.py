@@ -17,7 +17,9 @@ from typing import Any
 from caseback.core import registry
 from caseback.core.errors import StudyError
 from caseback.show import circuit, experiments, relation
+from caseback.show.claims import said_by_claims
 from caseback.study import Filter, Record, Row, Study, plain
+from caseback.study.claims.ledger import METHOD
 from caseback.study.compare import compare
 from caseback.study.tables import named, tables, to_csv
 
@@ -82,13 +84,15 @@ def list_runs(study: Study, asked: Asked) -> dict[str, Any]:
     elif not asked.down:
         found.reverse()
     begin = (asked.page - 1) * asked.size
+    shown = found[begin : begin + asked.size]
+    said = said_by_claims(study, [row.task for row in shown if row.method == METHOD])
     return {
         "study": str(study.path),
         "total": len(found),
         "of": len(study.ids()),
         "pages": max(1, -(-len(found) // asked.size)),
         "page": asked.page,
-        "rows": [_row(row) for row in found[begin : begin + asked.size]],
+        "rows": [_row(row) | {"title": said.get(row.task, row.task) or row.id} for row in shown],
         "facets": {
             name: sorted(counts.items(), key=lambda item: (-item[1], item[0])) for name, counts in facets.items()
         },
@@ -127,8 +131,10 @@ def run_of(study: Study, run: str) -> dict[str, Any]:
     environment: Mapping[str, Any] = {}
     with suppress(StudyError, OSError):
         environment = record.environment
+    said = said_by_claims(study, [spec.task] if spec.method == METHOD else [])
     told = {
         "id": record.id,
+        "title": said.get(spec.task, ""),
         "status": status,
         "method": spec.method,
         "task": spec.task,

@@ -7,16 +7,18 @@ time it is asked for, and says what `caseback claim show` says.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from caseback.core.errors import StudyError
 from caseback.study import Record, Study, plain
-from caseback.study.claims import CAUSAL, RULE, Claim, Standing, claim_ids, read_claim, standing, standings
+from caseback.study.claims import CAUSAL, RULE, Claim, Standing, claim_ids, claims, read_claim, standing, standings
 from caseback.study.claims.ledger import METHOD
 from caseback.study.claims.method import MEANING
 from caseback.study.finding import sheet
 
-__all__ = ["NoSuchClaim", "claim_of", "found_words", "list_claims", "payload"]
+__all__ = ["NoSuchClaim", "claim_of", "found_words", "list_claims", "payload", "said_by_claims"]
 
 
 class NoSuchClaim(StudyError):
@@ -33,6 +35,17 @@ def list_claims(study: Study) -> dict[str, Any]:
             damaged.append({"id": name, "status": "damaged", "note": str(error)})
     found.sort(key=lambda claim: (claim.created, claim.id), reverse=True)
     return {"study": str(study.path), "claims": [*map(_row, standings(study, found)), *damaged]}
+
+
+def said_by_claims(study: Study, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Of these claims, or of all the newest first, the component and what is said of it; of those that can be read."""
+    found: list[Claim] = []
+    if names is None:
+        found += reversed(claims(study))
+    for name in set(names or ()) & set(claim_ids(study)):
+        with suppress(StudyError):
+            found.append(read_claim(study, name))
+    return {claim.id: f"{claim.component}: {claim.description}" for claim in found}
 
 
 def _row(found: Standing) -> dict[str, Any]:

@@ -13,12 +13,14 @@ import inspect
 import re
 import textwrap
 import types
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from caseback.core import registry
 from caseback.relations import library as relations
-from caseback.study import plain
+from caseback.show.claims import said_by_claims
+from caseback.study import Study, plain
 from caseback.tasks import library as tasks
 
 __all__ = ["docs_of", "fields_of", "forms"]
@@ -37,13 +39,26 @@ SAID = {
 KINDS = {str: "text", int: "integer", float: "number", bool: "flag"}
 
 
-def forms() -> list[dict[str, Any]]:
-    """Every method that can be begun from a page, by name: `method`, `title`, `says`, `fields`."""
+def forms(study: Study | None = None) -> list[dict[str, Any]]:
+    """Every method that can be begun from a page, by name: `method`, `title`, `says`, `fields`. A study's claims are
+    suggested, in the field of a claim."""
+    claims = said_by_claims(study) if study else {}
     return [
-        {"method": name, "title": _title(name), "says": _says(config), "fields": fields_of(config)}
+        {
+            "method": name,
+            "title": _title(name),
+            "says": _says(config),
+            "fields": [_with_claims(one, claims) for one in fields_of(config)],
+        }
         for name in registry.names("method")
         if dataclasses.is_dataclass(config := registry.get("method", name).Config)
     ]
+
+
+def _with_claims(field: dict[str, Any], claims: Mapping[str, str]) -> dict[str, Any]:
+    if field["name"] != "claim":
+        return field
+    return field | {"suggested": list(claims), "labels": list(claims.values())}
 
 
 def _title(name: str) -> str:
@@ -58,7 +73,8 @@ def _says(config: Any) -> str:
 
 def fields_of(config: Any) -> list[dict[str, Any]]:
     """The fields of a Config, those that must be given first: `name`, `kind` (of KINDS, or choice, texts, numbers, group),
-    `needed`, `default`, `doc`, `common`, and where they exist `choices`, `suggested` or, of a group, its `fields`."""
+    `needed`, `default`, `doc`, `common`, and where they exist `choices`, `suggested` (with `labels` of claims) or, of a
+    group, its `fields`."""
     hints, docs = get_type_hints(config), docs_of(config)
     found = [
         _field(one, hints[one.name], docs.get(one.name, SAID.get(one.name, ""))) for one in dataclasses.fields(config)

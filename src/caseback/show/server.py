@@ -186,7 +186,7 @@ class _App:
         return await _json(known_models, self.study)
 
     async def methods(self, request: Request) -> Response:
-        return await _json(forms)
+        return await _json(forms, self.study)
 
     async def list_jobs(self, request: Request) -> Response:
         return await _json(self.jobs.all)

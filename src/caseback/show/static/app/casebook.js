@@ -84,7 +84,7 @@ export function page(root) {
       onchange: () => mark(row.id) });
     return el("tr", { "data-run": row.id },
       el("td", { class: "of-mark" }, box),
-      el("th", { scope: "row", class: "of-run" }, runLink(row.id, el("bdi", {}, row.task || row.id)), el("small", {}, el("bdi", {}, row.id))),
+      el("th", { scope: "row", class: "of-run" }, runLink(row.id, el("bdi", {}, row.title)), el("small", {}, el("bdi", {}, row.id))),
       el("td", { class: "of-method" }, row.method),
       el("td", { class: "of-model" }, el("bdi", {}, row.model)),
       el("td", { class: "of-status" }, status(row.status)),
@@ -127,13 +127,12 @@ export function page(root) {
   const rowOf = (id) => [...list.querySelectorAll("tr[data-run]")].find((row) => row.dataset.run === id);
 
   const links = () => [...list.querySelectorAll("th.of-run a")];
-  walk(search, links, () => state.set({ words: "", page: "1" }));
+  walk(search, links);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
     const focused = links().find((link) => link === document.activeElement);
     if (event.key === "x" && focused) mark(focused.closest("tr").dataset.run);
     if (event.key === "c" && marks().length === 2) location.assign(compareUrl());
-    if (event.key === "Escape" && marks().length) state.set({ marked: "" });
   });
 
   let timer = 0;

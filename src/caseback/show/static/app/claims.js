@@ -102,7 +102,7 @@ export function page(root) {
     return el("nav", { class: "pager", "aria-label": "Pages" }, to(at - 1, "← back"), el("span", { class: "soft" }, `${count(at)} of ${count(pages)}`), to(at + 1, "on →"));
   }
 
-  walk(search, () => [...list.querySelectorAll("th.of-claim a")], () => state.set({ words: "", page: "1" }));
+  walk(search, () => [...list.querySelectorAll("th.of-claim a")]);
   state.listen((values) => {
     if (search.value !== values.words) search.value = values.words;
     draw();

@@ -40,10 +40,10 @@ async function choose(root, state, still) {
   const { rows } = await ask("/api/runs", { method: first.method, status: "finished", size: "200" });
   if (!still()) return;
   const others = rows.filter((row) => row.id !== id);
-  put(root, el("header", { class: "run-head" }, el("h1", {}, "Compare ", el("bdi", {}, first.task), " with")),
+  put(root, el("header", { class: "run-head" }, el("h1", {}, "Compare ", el("bdi", {}, first.title || first.task), " with")),
     others.length
       ? el("ul", { class: "choose" }, others.map((row) => el("li", {},
-        el("button", { type: "button", class: "link", onclick: () => state.set({ a: id, b: row.id }) }, el("bdi", {}, row.task || row.id)),
+        el("button", { type: "button", class: "link", onclick: () => state.set({ a: id, b: row.id }) }, el("bdi", {}, row.title)),
         el("small", {}, " ", el("bdi", {}, row.model), " · ", moment(row.created), " · ", el("bdi", {}, row.id)))))
       : el("p", { class: "empty" }, "There is no other finished run of this method."));
 }

@@ -61,7 +61,7 @@ function inputOf(field, given, id, suggested) {
     area.value = value ?? "";
     return one(area);
   }
-  const listed = suggested?.length ? el("datalist", { id: `${id}-list` }, suggested.map((text) => el("option", { value: text }))) : null;
+  const listed = suggested?.length ? el("datalist", { id: `${id}-list` }, suggested.map((text, i) => el("option", { value: text, label: field.labels?.[i] }))) : null;
   const input = el("input", { ...about, type: "text", list: listed && `${id}-list`,
     inputmode: field.kind === "integer" ? "numeric" : field.kind === "number" ? "decimal" : null,
     placeholder: { texts: "separated by commas", numbers: "separated by commas" }[field.kind] ?? (field.default === null && !field.needed ? "not set" : null) });

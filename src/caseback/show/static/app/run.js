@@ -20,12 +20,13 @@ export async function page(root, id) {
   const api = `/api/runs/${encodeURIComponent(id)}`;
   try {
     const run = await ask(api);
-    document.title = visible(`${run.task} · ${run.method} · caseback`);
+    document.title = visible(`${run.title || run.task} · ${run.method} · caseback`);
     const payload = run.drawn ? await ask(`${api}/payload`) : null;
     if (payload && VIEWS[payload.kind]) {
-      VIEWS[payload.kind](root, payload, (_, __, content) => [head(run, payload.title, payload.task.description), content, about(run, api)]);
+      const { model_files: _files, ...settings } = payload.settings; // they stand in the record
+      VIEWS[payload.kind](root, { ...payload, settings }, (_, __, content) => [head(run, run.title || payload.title, payload.task.description), content, about(run, api)]);
     } else {
-      put(root, head(run, `${run.method}: ${run.task}`), undrawn(run), about(run, api));
+      put(root, head(run, `${run.method}: ${run.title || run.task}`), undrawn(run), about(run, api));
     }
     if (run.status === "running") attend(root, run, api);
   } catch (error) {

@@ -2,13 +2,13 @@
 
 import { typing } from "caseback/app/shell";
 
-// links() → the rows' links in their order; clear() empties the search. Returns nothing; the page may listen as well.
-export function walk(search, links, clear) {
+// links() → the rows' links in their order. Escape leaves the search as it is. The page may listen as well.
+export function walk(search, links) {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target === search && event.key === "Escape") {
-      if (search.value) clear();
-      else search.blur();
+      event.preventDefault(); // browsers empty a search field by it
+      search.blur();
     }
     if (typing(event.target) && !(event.target === search && event.key === "ArrowDown")) return;
     const all = links();
