@@ -249,6 +249,11 @@ def test_a_narrow_table_is_not_cut(app: App, open_page: Open) -> None:
         heights = "[...document.querySelectorAll('.scroll')].map((box) => [box.scrollHeight, box.clientHeight])"
         sizes = page.evaluate(heights)
         assert sizes and all(whole == seen for whole, seen in sizes)
+    lines = "[...document.querySelectorAll('.changes td.number > *')].map((value) => value.getClientRects().length)"
+    assert set(page.evaluate(lines)) == {1}  # no number is broken
+    assert page.evaluate(
+        "[...document.querySelectorAll('.changes .scroll')].every((b) => b.scrollWidth === b.clientWidth)"
+    )
 
 
 def test_two_marked_runs_are_compared(app: App, open_page: Open) -> None:
