@@ -98,6 +98,13 @@ def test_chance_is_chance(pairs):
     own = Hypothesis.of(TRUE)
     moved = others(own, PLANTED.model, 4, np.random.default_rng(0))
     assert len({each.sites for each in moved}) == 4 and all(each.sites != own.sites for each in moved)
+    two = Hypothesis.of({"output": ["a"], "nodes": {"a": {"sites": ["z.1.0@end", "z.1.2@end"]}}})
+    places = [frozenset(each.sites) for each in others(two, PLANTED.model, 40, np.random.default_rng(0))]
+    assert (
+        len(set(places)) == len(places)
+        and frozenset(two.sites) not in places
+        and two.n_elsewhere(PLANTED.model) is None
+    )
     *elsewhere, nothing = recovered(pairs, *moved, own.agreeing(()))
     assert max(abs(each) for each in [*elsewhere, nothing]) < 0.15
 
@@ -162,6 +169,10 @@ def test_draws_agree_and_are_others(pairs):
         ({"output": ["a"], "nodes": {"a": {"sites": "z.0.1@end"}}}, "is a list of words"),
         ({"output": ["a"], "nodes": {"output": {"sites": []}}}, "no name for a node"),
         ({"output": [], "colour": 1}, "has no field 'colour'"),
+        (
+            {"output": ["a"], "nodes": {"a": {"sites": ["z.0.1@end"], "agree": ["name"], "inputs": []}}},
+            "node 'a' reads nothing, so all of it comes from any prompt",
+        ),
         ({"output": [], "about": 3}, '"about" is a sentence'),
         ({"output": ["a"], "nodes": []}, '"nodes" is an object'),
     ],

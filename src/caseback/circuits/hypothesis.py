@@ -95,11 +95,6 @@ class Hypothesis:
     def features(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(feature for node in self.nodes.values() for feature in node.agree))
 
-    def readers(self, name: str) -> tuple[str, ...]:
-        """Who reads a node, the output among them."""
-        own = [node.name for node in self.nodes.values() if any(each.node == name for each in node.inputs or ())]
-        return (*own, *(["output"] if any(each.node == name for each in self.output or ()) else []))
-
     def without(self, name: str) -> Hypothesis:
         """The hypothesis in which nobody reads this node, and what only it reads is gone too."""
 
@@ -130,9 +125,13 @@ class Hypothesis:
         nodes = {key: replace(node, sites=tuple(map(moved, node.sites))) for key, node in self.nodes.items()}
         return replace(self, nodes=nodes)
 
-    def n_elsewhere(self, model: Model) -> int:
-        """How many such places there are, its own left out."""
+    def n_elsewhere(self, model: Model) -> int | None:
+        """How many such places there are, its own left out; None where several heads of a layer are of one node, whose order
+        means nothing."""
         layers, able = self._layers(model)
+        for node in self.nodes.values():
+            if any(len({s.head for s in node.sites if s.layer == l and s.head is not None}) > 1 for l in layers):
+                return None
         heads = {l: {s.head for s in self.sites if s.layer == l and s.head is not None} for l in layers}
         return (
             math.comb(len(able), len(layers)) * math.prod(math.perm(model.n_heads, len(h)) for h in heads.values()) - 1
@@ -228,6 +227,11 @@ class Hypothesis:
             _known(body, ("sites", "agree", "inputs"), f"node {name!r}")
             sites = tuple(_site(text, name) for text in _texts(body.get("sites", []), f"the sites of {name!r}"))
             agree = _texts(body.get("agree", []), f'"agree" of {name!r}')
+            if agree and body.get("inputs", "all") == []:
+                raise CircuitError(
+                    f"node {name!r} reads nothing, so all of it comes from any prompt and what it agrees on is not used; leave "
+                    '"inputs" out for a node that reads whatever it reads'
+                )
             nodes[name] = Node(name=name, sites=sites, agree=agree, inputs=_inputs(body.get("inputs", "all"), name))
         about = data.get("about", "")
         if not isinstance(about, str):
@@ -289,12 +293,16 @@ def read_hypothesis(name: str | Path | None) -> Hypothesis:
 
 def others(hypothesis: Hypothesis, model: Model, n: int, rng: np.random.Generator) -> tuple[Hypothesis, ...]:
     """n different hypotheses of the same structure in other places; fewer where there are fewer."""
-    wanted = min(n, hypothesis.n_elsewhere(model))
-    found: dict[tuple[Site, ...], Hypothesis] = {}
-    while len(found) < wanted:
+
+    def places(each: Hypothesis) -> tuple[frozenset[Site], ...]:
+        return tuple(frozenset(node.sites) for node in each.nodes.values())
+
+    own = places(hypothesis)
+    found: dict[tuple[frozenset[Site], ...], Hypothesis] = {}
+    for _ in range(100 * n):
         other = hypothesis.elsewhere(model, rng)
-        if other.sites != hypothesis.sites:
-            found.setdefault(other.sites, other)
+        if len(found) < n and places(other) != own:
+            found.setdefault(places(other), other)
     return tuple(found.values())
 
 

@@ -80,8 +80,11 @@ def new(
         Says, typer.Option(help="enough: it brings the answer back; needed: the answer is lost without it.")
     ] = Says.BOTH,
     at_least: Annotated[
-        float, typer.Option(help="The share of the answer it must carry for the claim to hold.")
-    ] = 0.05,
+        float | None,
+        typer.Option(
+            help="The share of the answer it must carry for the claim to hold (default: .05, of a hypothesis .5)."
+        ),
+    ] = None,
     run: Annotated[str | None, typer.Option(metavar="RUN", help="The run it was found in.")] = None,
     task: Annotated[
         str | None, typer.Option(metavar="TASK|FILE", help="The task on whose discovery half it was found.")
@@ -96,7 +99,7 @@ def new(
     """Write a claim down before it is tested, with what its tests must show. What it was found on is never tested on."""
     from caseback.show.claims import found_words
     from caseback.study import Study, plain
-    from caseback.study.claims import Claim, FoundOn, found_on_run, found_on_task, found_on_texts, new_claim
+    from caseback.study.claims import Claim, FoundOn, found_on_run, found_on_task, found_on_texts, least, new_claim
     from caseback.tasks.files import is_file, look
 
     if run and task:
@@ -131,7 +134,7 @@ def new(
                 active_on=tuple(active_on.split(",")) if active_on is not None else (),
                 effect=predicted,
                 causal=ROLES[says],
-                at_least=at_least,
+                at_least=at_least if at_least is not None else least(component),
                 found_on=found,
             ),
         )

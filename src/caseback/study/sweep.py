@@ -33,7 +33,7 @@ from caseback.core import registry
 from caseback.core.errors import CasebackError, StudyError
 from caseback.core.progress import Progress, silent
 from caseback.study.asked import config_of
-from caseback.study.resume import Busy
+from caseback.study.resume import Busy, Interrupted
 from caseback.study.spec import flat
 from caseback.study.store import Study
 
@@ -250,11 +250,16 @@ def _serve(pipe: Any, study: str, threads: int) -> None:
 
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once: its run can be resumed
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # the run notes that it was stopped, and is not begun again
     torch.set_num_threads(threads)
     models: Models = {}
     while (asked := pipe.recv()) is not None:
-        pipe.send(_tried(Study(study), Cell(*asked), models))
+        try:
+            pipe.send(_tried(Study(study), Cell(*asked), models))
+        except Interrupted as stopped:
+            pipe.send((None, str(stopped), False))
 
 
 def _ray(study: Study, cells: Sequence[Cell], workers: int, retries: int, progress: Progress) -> dict[int, Outcome]:

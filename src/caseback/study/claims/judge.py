@@ -20,8 +20,22 @@ from caseback.evidence import (
 )
 from caseback.study.claims.rule import Outcome
 
-__all__ = ["ACTIVE", "WEAKER", "activation", "adversarial", "causal", "effect", "minimality", "predict", "specificity"]
+__all__ = [
+    "ACTIVE",
+    "KEPT",
+    "WEAKER",
+    "activation",
+    "adversarial",
+    "causal",
+    "effect",
+    "minimality",
+    "predict",
+    "scrub",
+    "specificity",
+]
 
+KEPT = 0.8
+"""The share of what its parts carry when nothing is exchanged that a hypothesis must keep."""
 WEAKER = 0.9
 """The share of random components that a specific one is stronger than."""
 ACTIVE = 0.75
@@ -84,6 +98,27 @@ def causal(
         control=ratio_interval(mean, gap),
         over=min(over, key=lambda each: each.value),
         bar=f"over {at_least:.0%} and the control",
+        forwards=forwards,
+    )
+
+
+def scrub(
+    own: Float[np.ndarray, "example"],
+    random: Float[np.ndarray, "draw example"],
+    whole: Float[np.ndarray, "example"],
+    gap: Float[np.ndarray, "example"],
+    at_least: float,
+    forwards: int,
+) -> Outcome:
+    """What is left of the answer when all is exchanged that may be: is it what the same parts carry when nothing is?"""
+    mean = random.mean(axis=0)
+    over = [ratio_interval(own - bar, gap) for bar in (at_least * gap, mean, KEPT * whole)]
+    return Outcome(
+        test="scrub",
+        value=ratio_interval(own, gap),
+        control=ratio_interval(mean, gap),
+        over=min(over, key=lambda each: each.value),
+        bar=f"over {at_least:.0%}, the control, and {KEPT:.0%} of {ratio_interval(whole, gap).value:.1%}, without exchange",
         forwards=forwards,
     )
 

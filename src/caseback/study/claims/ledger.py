@@ -45,6 +45,7 @@ __all__ = [
     "damaged",
     "found_on_run",
     "found_on_task",
+    "least",
     "found_on_texts",
     "new_claim",
     "prompt_hash",
@@ -149,6 +150,12 @@ class Standing:
     status: Status
     tests: tuple[Mapping[str, Any], ...]
     """Rows of the tests' runs, oldest first: test, value, low, high, control, bar, over, verdict, pairs, split, forwards, run."""
+
+
+def least(component: str) -> float:
+    """The share of the answer a component must carry where a claim does not say: one part of many a twentieth, a hypothesis
+    about all that matters half."""
+    return 0.5 if component.startswith("hypothesis:") else 0.05
 
 
 def prompt_hash(text: str) -> str:
@@ -364,7 +371,7 @@ def _tests(study: Study) -> dict[str, list[Mapping[str, Any]]]:
             continue
         try:
             record = Record.open(study.path / "runs" / id)
-            if record.spec.params.get("twin") or record.status != "finished":
+            if record.spec.method != METHOD or record.spec.params.get("twin") or record.status != "finished":
                 continue
             found = [{**row, "run": id} for row in record.result["table"]["tests"]]
             rows.setdefault(str(record.spec.params.get("claim")), []).extend(found)

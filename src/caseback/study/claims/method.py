@@ -112,7 +112,8 @@ MEANING = {
     "necessity": "Necessity: share of the answer that goes when its counterfactual values are put into the clean run; control: the "
     "mean of random components of its kind.",
     "scrub": "Scrub: share of the answer that is left when all is exchanged that the hypothesis lets be exchanged, another prompt's "
-    "output being 0 %; control: the mean of the same structure in other places.",
+    "output being 0 %; control: the mean of the same structure in other places. It must keep 80 % of what the same parts carry when "
+    "nothing is exchanged.",
     "minimality": "Minimality: what is lost of sufficiency (of a hypothesis, of what scrubbing leaves) without the part that adds least.",
     "specificity": "Specificity: share of random components of its kind that are weaker.",
     "adversarial": "Adversarial: share of the answer it carries on the other input.",
@@ -154,7 +155,7 @@ def asked(
     name = task or found.task
     scrubbed = claim.component.startswith("hypothesis:")
     nodes = read_hypothesis(claim.component.removeprefix("hypothesis:")).nodes if scrubbed else ()
-    several = "+" in claim.component if not scrubbed else len(nodes) > 1
+    several = len(nodes) > 1 if scrubbed else "+" in claim.component and ":" not in claim.component
     if n is None and not same and not (name and is_file(name)):
         n = 400 if scrubbed else 80  # many, so that others agree with a prompt
     seed = seed if seed is not None else found.seed + (task is None and found.half == "all")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caseback.circuits.hypothesis import Hypothesis
+from caseback.circuits.hypothesis import PROMPT, Hypothesis
 from caseback.circuits.scrub import scrub
 from caseback.core.errors import StudyError
 from caseback.core.progress import Progress
@@ -106,8 +106,10 @@ class Work:
             values, more = self._own(self.pairs, WAYS[name], WAYS[name])
             moved = _moved(name, values, clean, other)
             spent = cost + more + drawn // len(self.claim.causal)
-            section = self._exchanged() if name == "scrub" else None
-            return judge.causal(name, moved, random[name], gap, self.claim.at_least, spent), section
+            if name == "scrub":
+                whole = self._stage("pairs", lambda: self._both(self.pairs))[0]["whole"] - other
+                return judge.scrub(moved, random[name], whole, gap, self.claim.at_least, spent), self._exchanged()
+            return judge.causal(name, moved, random[name], gap, self.claim.at_least, spent), None
         own, _, more = self._strength(self.pairs, "")
         both = np.mean(list(random.values()), axis=0)
         outcome = judge.specificity(own, both, gap, more + drawn, all_others=all_others)
@@ -135,9 +137,9 @@ class Work:
 
     def _both(self, pairs: PairBatch) -> dict[str, np.ndarray]:
         if isinstance(hypothesis := self.component.target, Hypothesis):
-            (found,) = scrub(self.model, pairs, [hypothesis], draws=EXCHANGES)
+            found, whole = scrub(self.model, pairs, [hypothesis, hypothesis.agreeing((PROMPT,))], draws=EXCHANGES)
             alone = np.array([found.alone[name] for name in hypothesis.nodes])
-            return {"both": np.stack([found.model[0], found.random[0]]), "alone": alone}
+            return {"both": np.stack([found.model[0], found.random[0]]), "alone": alone, "whole": whole.metric}
         return {"both": both_runs(self.model, pairs)}
 
     def _own(self, pairs: PairBatch, way: Way, name: str) -> tuple[np.ndarray, int]:

@@ -1,6 +1,6 @@
 """Causal scrubbing as a run: how much of the answer is left when all is exchanged that a hypothesis lets be exchanged?
 
-Beside it stand the same parts depending on the whole prompt (the most these parts and paths can carry), the same parts
+Beside it stand the same parts depending on the whole prompt (what they carry when nothing is exchanged), the same parts
 depending on nothing, the same structure in other places, and the hypothesis less each of its nodes.
 """
 
