@@ -195,8 +195,8 @@ def test_paths_of_the_planted_model(reading: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("lens", ""), "the text has no tokens; give at least one"),
-        (("lens", " \n"), "the text has no tokens; give at least one"),
+        (("lens", ""), "the prompt is empty; give some text"),
+        (("lens", " \n"), "the prompt is empty; give some text"),
         (("lens", "the " * 401), "the prompt has 401 tokens; a page shows at most 400: shorten it"),
         (("lens", "the \udcff"), "the prompt holds bytes that are no UTF-8; give it as text"),
         (("lens", PROMPT, "--answer", "\udcff"), "the object '\\udcff' holds bytes that are no UTF-8; give it as text"),
@@ -207,7 +207,7 @@ def test_paths_of_the_planted_model(reading: Any) -> None:
         (("lens", PROMPT, "--tuned", "none.safetensors"), "there is no file or folder none.safetensors"),
         (("lens", PROMPT, "--model", "none/here"), "none/here"),
         (("attribute", PROMPT, "--object", ""), "an answer or object is empty"),
-        (("attribute", ""), "the text has no tokens"),
+        (("attribute", ""), "the prompt is empty"),
         (("attribute", "bare", PROMPT, "--relation", "nosuch"), "there is neither a relation nor a file 'nosuch'; "),
         (("attribute-input", "the " * 401), "the prompt has 401 tokens; a page shows at most 400: shorten it"),
         (("attribute-input", PROMPT, "--answer", ""), "an answer or object is empty"),
