@@ -196,7 +196,7 @@ def test_paths_of_the_planted_model(reading: Any) -> None:
     ("options", "expected"),
     [
         (("lens", ""), "the prompt is empty; give some text"),
-        (("lens", " \n"), "the prompt is empty; give some text"),
+        (("lens", " \n"), "the text has no tokens; give at least one"),
         (("lens", "the " * 401), "the prompt has 401 tokens; a page shows at most 400: shorten it"),
         (("lens", "the \udcff"), "the prompt holds bytes that are no UTF-8; give it as text"),
         (("lens", PROMPT, "--answer", "\udcff"), "the object '\\udcff' holds bytes that are no UTF-8; give it as text"),
