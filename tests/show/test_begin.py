@@ -80,7 +80,10 @@ def test_what_a_form_says_is_said_to_readers() -> None:
             yield field
             yield from each(field.get("fields", []))
 
-    for form in forms.forms():
+    ours = [
+        form for form in forms.forms() if form["method"] not in ("toy", "bare", "trial")
+    ]  # those are of other tests
+    for form in ours:
         for field in each(form["fields"]):
             where = f"{form['method']}.{field['name']}: {field['doc']}"
             assert field["doc"], where

@@ -70,7 +70,7 @@ def test_an_audit_is_a_run_that_cites_its_examinations(parts, model, tmp_path):
     assert study.find(found["run"]).stage("view").data["claim"] == found["claim"]
     assert [one["question"] for one in table["not_tested"]] == ["q1", "q2"]
     assert "were left" in table["not_tested"][0]["why"]
-    assert "has no tokens" in table["not_tested"][1]["why"]
+    assert "the prompt is empty" in table["not_tested"][1]["why"]
     assert table["tasks"] == {"ioi": pytest.approx([1.0, 0.675, 1.0], abs=0.01)}
     failed = [name for name, held in table["identities"].items() if held == "FAIL"]
     assert failed == ["gradient"]  # its hand-made attention is so sharp that gradients vanish on random prompts
